@@ -151,11 +151,12 @@ def _formats() -> str:
             f"`{format.name}`",
             " ".join(f"`{ending}`" for ending in format.endings),
             " ".join(f"`{word}`" for word in format.aliases),
+            "read" if format.read_only else "read, written",
             format.checksum or "",
         )
         for format in BUILT_IN.values()
     ]
-    return _table(("name", "endings", "also understood", "checksum of a tensor"), rows)
+    return _table(("name", "endings", "also understood", "is", "checksum of a tensor"), rows)
 
 
 def _rules() -> str:

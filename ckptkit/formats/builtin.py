@@ -38,6 +38,8 @@ class BuiltIn(Format):
         self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str], **more: Any
     ) -> Writer:
         """Start the writer of its module."""
+        if self.read_only:
+            return super().writer(path, specs, metadata, **more)
         writer: Writer = _attribute(self.writer_class)(path, specs, metadata, **more)
         return writer
 
@@ -60,7 +62,7 @@ class Safetensors(BuiltIn):
     def matches(self, sample: Sample) -> bool:
         """By the length of the header and its first character."""
         length = int.from_bytes(sample.head[:8], "little")
-        return len(sample.head) > 8 and sample.head[8:9] == b"{" and length < 1 << 40
+        return len(sample.head) > 8 and sample.head[8:9] == b"{" and length < 1 << 33  # what GGUF is above
 
     def holds(self, spec: TensorSpec) -> bool:
         """What the header has a name for."""
@@ -207,8 +209,54 @@ class Npz(BuiltIn):
         return descr(spec.dtype) is not None
 
 
+class Flax(BuiltIn):
+    """Msgpack files of Flax."""
+
+    name = "flax"
+    title = "Flax"
+    endings = (".msgpack",)
+    read_only = "Flax restores a state into a model of its own, which npz and safetensors can fill"
+    reader_class = "flax:FlaxReader"
+
+    def matches(self, sample: Sample) -> bool:
+        """By tables of names."""
+        from ckptkit.formats.flax import may_be_flax
+
+        return may_be_flax(sample)
+
+
+class Onnx(BuiltIn):
+    """The weights in ONNX models."""
+
+    name = "onnx"
+    title = "ONNX"
+    endings = (".onnx",)
+    read_only = "a graph is needed around the weights, which 'ckptkit export' writes"
+    reader_class = "onnx:OnnxReader"
+
+    def matches(self, sample: Sample) -> bool:
+        """By the fields of a model."""
+        from ckptkit.formats.onnx import is_onnx
+
+        return is_onnx(sample)
+
+
+class Gguf(BuiltIn):
+    """Files of llama.cpp."""
+
+    name = "gguf"
+    title = "GGUF"
+    endings = (".gguf",)
+    read_only = "what a model needs beside its weights is for llama.cpp's own converters to write"
+    reader_class = "gguf:GgufReader"
+
+    def matches(self, sample: Sample) -> bool:
+        """By its mark."""
+        return sample.head.startswith(b"GGUF")
+
+
 BUILT_IN: Mapping[str, Format] = {
-    format.name: format for format in (Safetensors(), Torch(), Tf(), Keras(), Npz())
+    format.name: format for format in (Safetensors(), Torch(), Tf(), Keras(), Npz(), Flax(), Onnx(), Gguf())
 }
 
 WORDS: Mapping[str, str] = {word: format.name for format in BUILT_IN.values() for word in format.aliases}
@@ -244,4 +292,5 @@ def may_begin(format: str, head: bytes) -> bool:
         or sample.is_tar
         or head.startswith((b"PK", b"\x89HDF"))
         or head[8:9] == b"{"  # safetensors
+        or (bool(BUILT_IN[format].read_only) and BUILT_IN[format].matches(sample))
     )

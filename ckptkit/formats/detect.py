@@ -27,10 +27,10 @@ def writer_for(format: str) -> Callable[..., Writer]:
 
     Examples
     --------
-    >>> writer_for("onnx")
+    >>> writer_for("xyz")
     Traceback (most recent call last):
     ...
-    ckptkit.base.errors.UsageError: unknown format 'onnx'; choose from safetensors, torch, tf, keras, npz
+    ckptkit.base.errors.UsageError: unknown format 'xyz'; choose from safetensors, torch, tf, keras, npz, ...
     """
     return format_of(format).writer
 
@@ -189,7 +189,7 @@ def _open_folder(sample: Sample, how: Opening) -> Reader:
     """A folder that is a checkpoint, or the one checkpoint in it."""
     if BUILT_IN["torch"].matches(sample):
         return BUILT_IN["torch"].open(sample.path, how)
-    kinds = (_looks_like_checkpoint, _looks_like_pickle_or_archive, _looks_added)
+    kinds = (_looks_like_checkpoint, _looks_like_pickle_or_archive, _looks_read_only, _looks_added)
     try:
         found = checkpoint_in(sample.path, *kinds)
     except (FormatError, UsageError):
@@ -217,6 +217,12 @@ def _looks_like_pickle_or_archive(path: Path) -> bool:
     if sample.is_pickle:
         return foreign.foreign_pickle(sample) is None
     return sample.is_packed or sample.is_tar
+
+
+def _looks_read_only(path: Path) -> bool:
+    """Graphs and other frameworks' files, which may be beside the weights that they were made of."""
+    sample = Sample(path)
+    return any(format.matches(sample) for format in BUILT_IN.values() if format.read_only)
 
 
 def _looks_added(path: Path) -> bool:
@@ -258,12 +264,14 @@ _HUGGING_FACE = (
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
     "tf_model.h5",
+    "flax_model.msgpack.index.json",
+    "flax_model.msgpack",
 )
 """What Hugging Face's libraries look for, best first: the same weights in several formats."""
 
 _BESIDE_IT = (
     *(*_HUGGING_FACE, "consolidated*.safetensors", "consolidated*.pth"),
-    *("tf_model.h5.index.json", "tf_model-*.h5", "flax_model.msgpack.index.json"),
+    *("tf_model.h5.index.json", "tf_model-*.h5"),
 )
 _TRAINING = (
     *("optimizer.bin", "optimizer.pt", "scheduler.bin", "scheduler.pt", "scaler.pt", "training_args.bin"),

@@ -30,7 +30,7 @@ _PROTO_HEAD = 64
 
 LIKELY = (
     *(".safetensors", ".pth", ".pt", ".bin", ".pth.tar", ".pt.tar", ".ckpt", ".weights.h5", ".npz"),
-    *(".h5", ".hdf5", ".keras", ".index", ".pkl"),
+    *(".h5", ".hdf5", ".keras", ".index", ".pkl", ".msgpack", ".onnx", ".gguf", ".pdparams"),
 )
 """What checkpoints are usually called: only for saying which of an archive's members may be one."""
 
@@ -100,16 +100,7 @@ _OTHER_SOURCE = "fetch it again, or from another source"
 _SOURCE = "give the checkpoint it was converted from"
 _UNZIP = "unpack it first: unzip {path} -d {unpacked}"
 _UNTAR = "unpack it first: mkdir {unpacked} && tar -xf {path} -C {unpacked}"
-_ONNX = (
-    "save its weights by name: python: import numpy, onnx; from onnx.numpy_helper import to_array; "
-    "numpy.savez({npz}, **{w.name: to_array(w) for w in onnx.load({path}).graph.initializer})"
-)
 _NUMPY = "put it into an .npz by name: python: import numpy; numpy.savez({npz}, array=numpy.load({path}))"
-_FLAX = (
-    "save it by name: python: import numpy; from flax import serialization, traverse_util; "
-    "numpy.savez({npz}, **traverse_util.flatten_dict(serialization.msgpack_restore("
-    'open({path}, "rb").read()), sep="/"))'
-)
 _TF_V1 = (
     "save it by name: python: import numpy, tensorflow as tf; r = tf.train.load_checkpoint({path}); "
     "numpy.savez({npz}, **{n: r.get_tensor(n) for n in r.get_variable_to_shape_map()})"
@@ -160,7 +151,6 @@ _TEXTS: _Table = (
 
 _MARKS: _Table = (
     (rb"\x93NUMPY", "a single .npy array", _NUMPY),
-    (rb"GGUF", "a GGUF file (llama.cpp)", _SOURCE),
     (rb"lmgg|fmgg|tjgg|algg", "a GGML file (llama.cpp, whisper.cpp)", _SOURCE),
     (rb"....TFL3", "a TensorFlow Lite model", _SOURCE),
     (rb"....ORTM", "an ONNX Runtime model (.ort)", _SOURCE),
@@ -297,8 +287,11 @@ def _size(count: int) -> str:
 # -- protocol buffers ----------------------------------------------------------------------------------------
 
 
-def _message(sample: Sample) -> dict[int, int | bytes]:
-    """First value of each field of a protocol buffer, a number or its first bytes; none of other files."""
+def message_of(sample: Sample, *, cut: bool = False) -> dict[int, int | bytes]:
+    """First value of each field of a protocol buffer, a number or its first bytes; none of other files.
+
+    ``cut`` says that its last field may end beyond it.
+    """
     found: dict[int, int | bytes] = {}
     position = 0
     try:
@@ -320,7 +313,7 @@ def _message(sample: Sample) -> dict[int, int | bytes]:
             else:
                 return {}
             position += at
-            if number == 0 or position > sample.size:
+            if number == 0 or (position > sample.size and not cut):
                 return {}
     except WireError:
         return {}
@@ -328,11 +321,9 @@ def _message(sample: Sample) -> dict[int, int | bytes]:
 
 
 def _protocol_buffer(sample: Sample) -> Foreign | None:
-    message = _message(sample) if sample.head[:1] in (b"\x08", b"\x0a") else {}
+    message = message_of(sample) if sample.head[:1] in (b"\x08", b"\x0a") else {}
     numbers, first = message.keys(), message.get(1)
     if isinstance(first, int):
-        if isinstance(message.get(7), bytes) and numbers <= {*range(1, 10), 14, 20, 25, 26}:
-            return Foreign("an ONNX graph", filled(_ONNX, sample.path))
         if first == 1 and numbers == {1, 2}:
             hint = "give the folder that holds it and its variables/"
             return Foreign("the graph of a SavedModel, without its variables", hint)
@@ -365,23 +356,6 @@ def _mark(sample: Sample) -> Foreign | None:
     if sample.head[:2] == b"BM" and int.from_bytes(sample.head[2:6], "little") == sample.size:
         return Foreign("a BMP image", _CHECK)
     return _row(_MARKS, sample.head, sample.path)
-
-
-def _msgpack(sample: Sample) -> Foreign | None:
-    """A table whose first key is a text: what Flax writes."""
-    head = sample.head
-    first = head[0] if head else 0
-    at = 1 if 0x81 <= first <= 0x8F else {0xDE: 3, 0xDF: 5}.get(first, 0)
-    if not at:
-        return None
-    kind, length, start = head[at : at + 1], 0, at + 1
-    if kind and 0xA1 <= kind[0] <= 0xBF:
-        length = kind[0] & 0x1F
-    elif kind == b"\xd9":
-        length, start = int.from_bytes(head[start : start + 1], "big"), start + 1
-    if not length or not _is_name(head[start : start + length]):
-        return None
-    return Foreign("a msgpack file, as Flax writes its parameters", filled(_FLAX, sample.path))
 
 
 def _named(sample: Sample) -> Foreign | None:
@@ -456,7 +430,7 @@ def _table(sample: Sample) -> Foreign | None:
 
 
 _TEXT_KINDS: tuple[_Kind, ...] = (_empty, _web_page, _text)
-_KINDS: tuple[_Kind, ...] = (_mark, _zlib, foreign_pickle, _table, _named, _protocol_buffer, _msgpack)
+_KINDS: tuple[_Kind, ...] = (_mark, _zlib, foreign_pickle, _table, _named, _protocol_buffer)
 
 
 # -- archives and folders ------------------------------------------------------------------------------------

@@ -70,10 +70,10 @@ def format_named(text: str, source: object = "FILE") -> str:
             hint=command("export", source, "--to", GRAPHS[text.lower()]),
         )
     lower = text.lower()
-    if WORDS.get(lower, lower) in BUILT_IN:
+    if WORDS.get(lower, lower) in FORMATS:
         return WORDS.get(lower, lower)
-    others = added()
-    names = [*FORMATS, *(name for name, format in others.items() if not format.read_only)]
+    others = {**BUILT_IN, **added()}
+    names = [name for name, format in others.items() if not format.read_only]
     words = {word: name for name, format in others.items() for word in format.aliases}
     name = {**words, **WORDS}.get(lower, lower)
     if name in others and name not in names:

@@ -7,11 +7,12 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from ckptkit.base.errors import FormatError, NotFoundError
 from ckptkit.base.tensors import Array, DType, RawTensor, TensorSpec, array_dtype, byte_pieces
 from ckptkit.formats.base import Reader
-from ckptkit.formats.mapped_file import MappedFile
+from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
 
 
 class MappedReader(Reader):
@@ -124,6 +125,92 @@ def whole_bytes(path: Path, spec: TensorSpec) -> DType:
             f"tensor {spec.name!r}: no array can hold it, its elements ({spec.dtype}) are not whole bytes",
         )
     return dtype
+
+
+# -- tensors that are runs of bytes --------------------------------------------------------------------------
+
+
+class Span(NamedTuple):
+    """Some bytes of a file."""
+
+    file: MappedFile
+    offset: int
+    nbytes: int
+
+
+class SpanReader(MappedReader):
+    """A reader whose tensors are in C order and little-endian, each in one run of bytes or in several.
+
+    A subclass calls `add` for every tensor when it opens the file. One that must be decoded has no run, and
+    is made by `_decoded`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.specs: dict[str, TensorSpec] = {}
+        self.left_out: dict[str, str] = {}
+        self._also: dict[str, str] = {}
+        self._spans: dict[str, tuple[Span, ...]] = {}
+        super().__init__(path)
+
+    def add(self, name: str, dtype: DType, shape: Sequence[int], spans: Sequence[Span] | None) -> None:
+        """Take a tensor, whose runs of bytes have been found to be in their files; None where it has none."""
+        self.refuse_twice(name)
+        if len(shape) > MAX_DIMS or not all(0 <= size < 1 << 62 for size in shape):
+            raise self._file.fault(f"tensor {name[:200]!r} has the shape {list(shape)[:40]}")
+        held = None if spans is None else sum(span.nbytes for span in spans)
+        stored = held if not (dtype.itemsize or dtype.bits) else None
+        spec = TensorSpec(name, dtype, tuple(shape), stored)
+        if held is not None and spec.nbytes != held:
+            shown = f"{dtype} {list(shape)}"
+            raise self._file.fault(f"tensor {name[:200]!r} of {shown} needs {spec.nbytes} bytes, not {held}")
+        self.specs[name] = spec
+        if spans is not None:
+            self._spans[name] = tuple(span for span in spans if span.nbytes)
+
+    def refuse_twice(self, name: str) -> None:
+        """Refuse a name that a tensor has already."""
+        if name in self.specs or name in self.left_out:
+            raise self._file.fault(f"two tensors are called {name[:200]!r}")
+
+    def _decoded(self, name: str) -> Array:
+        """A tensor without a run of bytes."""
+        raise NotImplementedError
+
+    def _read(self, name: str) -> Array:
+        spec = self.specs[name]
+        dtype = whole_bytes(self.path, spec)
+        spans = self._spans.get(name)
+        if spans is None:
+            array = self._decoded(name)
+            array.flags.writeable = False
+            return array
+        if len(spans) <= 1:
+            file, offset, _ = spans[0] if spans else Span(self._file, 0, 0)
+            return file.view(offset, dtype, spec.shape)
+        import numpy
+
+        joined = numpy.empty(spec.nbytes, numpy.uint8)
+        at = 0
+        for file, offset, nbytes in spans:
+            with file.raw(offset, nbytes) as run:
+                joined[at : at + nbytes] = run
+            file.release(offset, nbytes)
+            at += nbytes
+        joined.flags.writeable = False
+        return joined.view(dtype.numpy).reshape(spec.shape)
+
+    def _raw(self, name: str) -> RawTensor | None:
+        spans = self._spans.get(name)
+        if spans is None or len(spans) > 1:
+            return None
+        file, offset, nbytes = spans[0] if spans else Span(self._file, 0, 0)
+        return RawTensor(self.specs[name].shape, file.raw(offset, nbytes))
+
+    def release(self, name: str) -> None:
+        """Give back the memory pages of one tensor."""
+        self._require(name)
+        for file, offset, nbytes in self._spans.get(name, ()):
+            file.release(offset, nbytes)
 
 
 class Relay(Reader):

@@ -1,8 +1,8 @@
 """Checkpoints in shards: an index says which file holds which tensor.
 
-Hugging Face's libraries write ``….safetensors.index.json`` and ``….bin.index.json``, which list tensors;
-Keras writes ``….weights.json``, which lists the groups of variables, each in one file or in several
-(keras/src/saving/saving_lib.py, ShardedH5IOStore).
+Hugging Face's libraries write ``….safetensors.index.json``, ``….bin.index.json`` and those of ``.msgpack``,
+which list tensors; Keras writes ``….weights.json``, which lists the groups of variables, each in one file or
+in several (keras/src/saving/saving_lib.py, ShardedH5IOStore).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ EXTENSION = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 KERAS_INDEX, KERAS_SHARD = ".weights.json", ".weights.h5"
 INDEX_ENDINGS = (INDEX_SUFFIX, ".bin.index.json", ".h5.index.json", ".msgpack.index.json", KERAS_INDEX)
-_SHARD_ENDINGS = (EXTENSION, ".bin", ".pt", ".pth", KERAS_SHARD)
-_NUMBERED = re.compile(r"-\d{5}-of-(?!00001\b)\d{5}\.(safetensors|bin|pt|pth)$|_\d{5}\.weights\.h5$")
+_SHARD_ENDINGS = (EXTENSION, ".bin", ".pt", ".pth", ".msgpack", KERAS_SHARD)
+_NUMBERED = re.compile(r"-\d{5}-of-(?!00001\b)\d{5}\.(safetensors|bin|pt|pth|msgpack)$|_\d{5}\.weights\.h5$")
 _MAX_INDEX_BYTES = 100_000_000
 _MAX_NAME_BYTES = 255  # no common file system takes a longer one
 _MAX_SHARDS = 1000
@@ -51,7 +51,7 @@ def index_of(name: str) -> str | None:
     >>> index_of("model-00001-of-00003.safetensors"), index_of("m_00001.weights.h5")
     ('model.safetensors.index.json', None)
     """
-    found = re.fullmatch(r"(.*)-\d{5}-of-(?!00001\b)\d{5}(\.(?:safetensors|bin))", name)
+    found = re.fullmatch(r"(.*)-\d{5}-of-(?!00001\b)\d{5}(\.(?:safetensors|bin|msgpack))", name)
     return f"{found[1]}{found[2]}.index.json" if found else None
 
 
@@ -89,10 +89,10 @@ def read_index(path: Path) -> dict[str, set[str]]:
     shards: dict[str, set[str]] = {}
     for name, home in homes.items():
         for shard in home if isinstance(home, list) else [home]:
-            if isinstance(shard, str) and shard.removesuffix(KERAS_SHARD).endswith((".h5", ".msgpack")):
+            if isinstance(shard, str) and shard.removesuffix(KERAS_SHARD).endswith(".h5"):
                 raise FormatError(
                     path,
-                    "is the index of a TensorFlow or Flax model of transformers, in shards",
+                    "is the index of a TensorFlow model of transformers, in shards",
                     hint="take its safetensors or PyTorch files, or save it again with transformers before 5",
                 )
             if not isinstance(shard, str) or not (shard in shards or _is_plain_name(shard)):

@@ -32,6 +32,7 @@ MAY_NAME_ONE = {
     "parity/child.py": "which files the loaders of Keras and safetensors themselves take",
     "parity/sides.py": "names of frameworks; a recording is of numpy's format",
     "export/hub.py": "the hub takes nothing else",
+    "export/targets.py": "the ending of a graph, which is exported",
     "doctor.py": "the name of an extra",
     # to go, each with its room:
     "cli/start_commands.py": "the demo's steps",
@@ -58,11 +59,12 @@ def _plain_texts(tree: ast.Module) -> Iterator[str]:
 def _names_a_format(path: Path) -> bool:
     """Whether a module has a text that is a format's name or ending, or compares with one.
 
-    ``torch`` and ``keras`` are frameworks and layouts, too: they count in comparisons alone.
+    ``torch`` and ``keras`` are frameworks and layouts, and ``onnx`` a package and what is exported: these
+    count in comparisons alone.
     """
     text = path.read_text(encoding="utf-8")
     words = {
-        *(BUILT_IN.keys() - {"torch", "keras"}),
+        *(BUILT_IN.keys() - {"torch", "keras", "onnx"}),
         *(ending for format in BUILT_IN.values() for ending in format.endings),
     }
     return bool(COMPARED.search(text)) or not words.isdisjoint(_plain_texts(ast.parse(text)))
@@ -88,7 +90,8 @@ def test_names_words_and_endings_are_each_of_one_format() -> None:
     assert len(set(words)) == len(words) == len(BUILT_IN) + len(WORDS)
     assert len(set(endings)) == len(endings)
     assert all(ending.startswith(".") and ending == ending.lower() for ending in endings)
-    assert all(format_of(name) is format and not format.read_only for name, format in BUILT_IN.items())
+    assert all(format_of(name) is format for name, format in BUILT_IN.items())
+    assert {name for name, format in BUILT_IN.items() if format.read_only} == {"flax", "onnx", "gguf"}
 
 
 def test_members_of_archives_are_called_by_every_ending() -> None:
@@ -110,7 +113,7 @@ def test_help_lists_what_can_be_written() -> None:
 )
 def test_element_types(dtype: str, able: list[str]) -> None:
     spec = TensorSpec("w", DTYPES[dtype], (2,))
-    assert [name for name, format in BUILT_IN.items() if format.holds(spec)] == able
+    assert [name for name in EXTENSIONS if format_of(name).holds(spec)] == able
 
 
 def test_how_a_download_may_begin() -> None:

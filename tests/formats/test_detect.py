@@ -178,7 +178,7 @@ NOT_CHECKPOINTS: dict[str, tuple[str, Callable[[Path], Path]]] = {
         lambda f: zip_of(f, ["metadata.json", "config.json", "model.weights.h5"]),
     ),
     "npy": ("single .npy array", lambda f: raw(f, b"\x93NUMPY\x01\x00" + bytes(100))),
-    "GGUF": ("GGUF", lambda f: raw(f, b"GGUF\x03\0\0\0")),
+    "GGML": ("GGML", lambda f: raw(f, b"lmgg\x03\0\0\0")),
     "zip of texts": ("a zip archive of 1 file without a checkpoint (a.txt)", lambda f: zip_of(f, ["a.txt"])),
     "truncated zip": ("truncated", lambda f: raw(f, written("torch", f / "x").read_bytes()[:-30])),
     "zip header alone": ("truncated", lambda f: raw(f, b"PK\x03\x04" + bytes(40))),
@@ -243,7 +243,7 @@ def test_writers_of_every_format(tmp_path: Path, format: str) -> None:
 
 def test_an_unknown_format() -> None:
     with pytest.raises(UsageError, match="choose from safetensors, torch, tf, keras, npz"):
-        writer_for("onnx")
+        writer_for("xyz")
 
 
 def test_index_of_shards_needs_its_shards(tmp_path: Path) -> None:
@@ -526,8 +526,8 @@ NONE: dict[str, tuple[list[Lay], str]] = {
         "/ holds no checkpoint; model.safetensors is a Git LFS pointer",
     ),
     "another model": (
-        [raw_file("config.json", b'{"model_type": "x"}'), raw_file("m.gguf", b"GGUF\x03\0\0\0")],
-        "/ holds no checkpoint; m.gguf is a GGUF file",
+        [raw_file("config.json", b'{"model_type": "x"}'), raw_file("m.ggml", b"lmgg\x03\0\0\0")],
+        "/ holds no checkpoint; m.ggml is a GGML file",
     ),
     "what the Trainer keeps": ([trainer], "/ holds no checkpoint, only config.json, optimizer.pt"),
 }

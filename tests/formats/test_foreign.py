@@ -37,14 +37,6 @@ def node(name: bytes, op: bytes) -> bytes:
     return bytes_field(1, bytes_field(1, name) + bytes_field(2, op))
 
 
-def onnx_model() -> bytes:
-    """An ONNX graph with one initializer, by hand."""
-    weight = number_field(1, 2) + number_field(2, 1) + bytes_field(8, b"w") + bytes_field(9, b"\0\0\x80?" * 2)
-    graph = bytes_field(2, b"g") + bytes_field(5, weight)
-    opset = bytes_field(8, number_field(2, 17))
-    return number_field(1, 8) + bytes_field(2, b"pytorch") + bytes_field(7, graph) + opset
-
-
 def numbers(*values: int) -> bytes:
     return b"".join(value.to_bytes(4, "little") for value in values)
 
@@ -98,13 +90,11 @@ FILES: dict[str, tuple[str, bytes, str, str | None]] = {
         "fetch it",
     ),
     "npy": ("m.npy", b"\x93NUMPY\x01\0" + bytes(99), "a single .npy array", "numpy.savez"),
-    "GGUF": ("m", b"GGUF\x03\0\0\0", "a GGUF file", "converted from"),
     "GGML": ("m.bin", numbers(0x67676D6C) + bytes(range(9)), "a GGML file", "converted from"),
     "GGJT": ("m.bin", numbers(0x67676A74) + bytes(range(9)), "a GGML file", "converted from"),
     "TFLite": ("m", b"\x1c\0\0\0TFL3\x14\0", "a TensorFlow Lite model", "converted from"),
     "ExecuTorch": ("m.pte", b"\x1c\0\0\0ET12\x14\0", "an ExecuTorch program", "converted from"),
     "ONNX Runtime": ("m.ort", b"\x1c\0\0\0ORTM\x14\0", "an ONNX Runtime model", "converted from"),
-    "ONNX": ("m", onnx_model(), "an ONNX graph", "initializer"),
     "SavedModel's graph": (
         "saved_model.pb",
         number_field(1, 1) + bytes_field(2, bytes_field(1, b"x" * 300)),
@@ -141,7 +131,6 @@ FILES: dict[str, tuple[str, bytes, str, str | None]] = {
     "Paddle": ("m.pdiparams", bytes(16) + numbers(7) + b"\x08\x05\x10", "the parameters of a Paddle", None),
     "MATLAB": ("m.mat", b"MATLAB 5.0 MAT-file, Platform", "a MATLAB file", "loadmat"),
     "MATLAB 7.3": ("m.mat", b"MATLAB 7.3 MAT-file, Platform", "a MATLAB file (version 7.3)", "-v7"),
-    "Flax": ("m.msgpack", b"\x81\xa6params\x82\xa4head", "a msgpack file, as Flax", "msgpack_restore"),
     "joblib": ("m.pkl", b"\x80\x04cjoblib.numpy_pickle\nNumpyArrayWrapper\n", "a joblib pickle", "joblib"),
     "packed joblib": ("m.pkl", zlib.compress(pickle.dumps({"a": 1})), "a pickle packed with zlib", "joblib"),
     "zlib": ("m", zlib.compress(b"hello"), "a single file packed with zlib", "zlib.decompress"),
@@ -246,16 +235,6 @@ def test_a_single_array_becomes_an_npz(tmp_path: Path) -> None:
     run_code(refused(path))
     with open_reader(path.with_suffix(".npz")) as reader:
         assert reader.read("array").tolist() == HELD["w"].tolist()
-
-
-def test_weights_of_an_onnx_model(tmp_path: Path) -> None:
-    onnx = pytest.importorskip("onnx")
-    from onnx import helper, numpy_helper
-
-    graph = helper.make_graph([], "g", [], [], [numpy_helper.from_array(HELD["w"], "w")])
-    onnx.save(helper.make_model(graph), tmp_path / "m.onnx")
-    run_code(refused(tmp_path / "m.onnx"))
-    assert_held(tmp_path / "m.npz")
 
 
 def test_a_torch_distributed_checkpoint(tmp_path: Path) -> None:

@@ -244,13 +244,13 @@ BAD_PYTORCH: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("file", ["tf_model-00001-of-00002.h5", "flax_model-00001-of-00002.msgpack"])
+@pytest.mark.parametrize("file", ["tf_model-00001-of-00002.h5"])
 def test_other_shards_of_transformers_are_named(tmp_path: Path, file: str) -> None:
     index = write_index(
         tmp_path / f"{file.partition('-')[0]}.{file.rpartition('.')[2]}.index.json", {"a": file}
     )
     for opened in (index, tmp_path):
-        with pytest.raises(FormatError, match="a TensorFlow or Flax model of transformers, in shards"):
+        with pytest.raises(FormatError, match="a TensorFlow model of transformers, in shards"):
             open_reader(opened)
 
 

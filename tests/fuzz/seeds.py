@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ckptkit.formats import protobuf_wire
 from tests.fuzz.hdf5_seeds import keras_seeds
 from tests.fuzz.layers import (
     Layer,
@@ -38,7 +39,7 @@ from tests.fuzz.layers import (
 )
 from tests.fuzz.other_seeds import OTHERS
 from tests.fuzz.tf_seeds import DATA, table_of_blocks, tf_items, tf_seeds
-from tests.support import tf_files, torch_files
+from tests.support import foreign_files, tf_files, torch_files
 
 
 def _tar_gz() -> Iterator[Seed]:
@@ -268,6 +269,73 @@ def _npy_headers(
         yield Layer("m.npz", raw[10:size], wrap, "python")
 
 
+# -- Flax, ONNX and GGUF -------------------------------------------------------------------------------------
+
+
+def _flax() -> Iterator[Seed]:
+    held = arrays()
+    state = {"step": 7, "name": "run", "rate": 0.5, "list": [1, None, True, b"raw"]}
+    seeds = {
+        "nested": {"params": {"a": {key: held[key] for key in held}}, **state},
+        "chunked": {"w": foreign_files.flax_chunks(np.arange(24, dtype="float32").reshape(4, 6), 10)},
+    }
+    for name, value in seeds.items():
+        raw = foreign_files.msgpack(value)
+        yield Seed("flax", name, {"m.msgpack": raw}, "m.msgpack", raw_layers({"m.msgpack": raw}) * 3)
+
+
+def _onnx() -> Iterator[Seed]:
+    tensors = [foreign_files.onnx_tensor(name, array) for name, array in arrays().items()]
+    plain = np.arange(4)
+    numbers = b"".join(map(protobuf_wire.varint, plain.tolist()))
+    tensors.append(foreign_files.onnx_tensor("n", plain, fields=protobuf_wire.bytes_field(7, numbers)))
+    inner = foreign_files.onnx_graph(tensors[:2])
+    nodes = [
+        foreign_files.onnx_node("Constant", "c", foreign_files.onnx_attribute("value", tensor=tensors[0])),
+        foreign_files.onnx_node("If", "y", foreign_files.onnx_attribute("then_branch", graph=inner)),
+    ]
+    sides = protobuf_wire.bytes_field(11, foreign_files.onnx_value("x", 1, "N", 3))
+    whole_one = foreign_files.onnx_graph(tensors, nodes, sides)
+    raw = foreign_files.onnx_model(whole_one)
+    layers = [*raw_layers({"m.onnx": raw}), Layer("m.onnx", raw, whole, "protobuf")]
+    layers += [Layer("m.onnx", whole_one, foreign_files.onnx_model, "protobuf")] * 2
+    for tensor in tensors:
+        wrap = functools.partial(_in_place_of, tensors, tensor)
+        layers.append(Layer("m.onnx", tensor, wrap, "protobuf"))
+    yield Seed("onnx", "in one file", {"m.onnx": raw}, "m.onnx", layers)
+    place = {"location": "sub/w.bin", "offset": 4, "length": 16}
+    outside = foreign_files.onnx_tensor("w", np.arange(4, dtype="float32"), external=place)
+    model = foreign_files.onnx_model(foreign_files.onnx_graph([outside]))
+    files = {"m.onnx": model, "sub/w.bin": bytes(4) + np.arange(4, dtype="float32").tobytes()}
+    layers = [*raw_layers(files), *[Layer("m.onnx", model, whole, "protobuf")] * 2]
+    yield Seed("onnx", "with a file beside it", files, "m.onnx", layers)
+
+
+def _in_place_of(tensors: list[bytes], one: bytes, damaged: bytes) -> bytes:
+    graph = foreign_files.onnx_graph([damaged if tensor is one else tensor for tensor in tensors])
+    return foreign_files.onnx_model(graph)
+
+
+def _gguf() -> Iterator[Seed]:
+    plain = {"float32": 0, "float16": 1, "int8": 24, "int32": 26, "int64": 27, "float64": 28, "bfloat16": 30}
+    tensors = {
+        name: (plain[array.dtype.name], array.shape, array.tobytes())
+        for name, array in arrays().items()
+        if array.dtype.name in plain and array.ndim < 5
+    }
+    tensors["quantized"] = (8, (2, 64), bytes(range(136)))
+    pairs = {
+        "general.architecture": struct.pack("<I", 8) + foreign_files.gguf_text("toy"),
+        "general.alignment": struct.pack("<II", 4, 32),
+        "toy.rate": struct.pack("<Id", 12, 0.5),
+        "tokens": struct.pack("<IIQ", 9, 8, 2) + foreign_files.gguf_text("a") + foreign_files.gguf_text("bc"),
+    }
+    raw = foreign_files.gguf_file(tensors, pairs)
+    layers = [*raw_layers({"m.gguf": raw}), Layer("m.gguf", raw[:300], lambda d: d + raw[300:])]
+    layers.append(Layer("m.gguf", raw[:24], lambda d: d + raw[24:]))
+    yield Seed("gguf", "by hand", {"m.gguf": raw}, "m.gguf", layers, "opened, a tensor refused")
+
+
 _MAKERS: Mapping[str, Callable[[], Iterator[Seed]]] = {
     "tf": tf_seeds,
     "tar.gz": _tar_gz,
@@ -278,6 +346,9 @@ _MAKERS: Mapping[str, Callable[[], Iterator[Seed]]] = {
     "sharded": _sharded,
     "npz": _npz,
     "keras": keras_seeds,
+    "flax": _flax,
+    "onnx": _onnx,
+    "gguf": _gguf,
     **OTHERS,
 }
 FORMATS = tuple(_MAKERS)
