@@ -38,6 +38,7 @@ from ckptkit.store.lockfile import LockFile
 from tests.conftest import REPOSITORY
 from tests.support.commands import WHEN, runner
 from tests.support.evaluation import shard
+from tests.support.parity_cases import models_here
 from tests.support.tensors import raw_safetensors
 from tests.support.training_logs import long_log
 
@@ -1010,7 +1011,8 @@ def _here(ground, tmp_path, monkeypatch):
     monkeypatch.chdir(here)
     monkeypatch.setenv("CKPTKIT_REGISTRY", str(here / "mine.yaml"))
     monkeypatch.setenv("CKPTKIT_MIRROR", f"https://github.com={(here / 'published').as_uri()}")
-    yield
+    with models_here():
+        yield
     _PATCHES.undo()
     monkeypatch.chdir(ground)
     shutil.rmtree(here)

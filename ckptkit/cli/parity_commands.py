@@ -111,6 +111,7 @@ def parity(
     from ckptkit.cli.output import ExitCode
     from ckptkit.cli.targets import several, targets, with_models
     from ckptkit.models.synth import named_checkpoint
+    from ckptkit.parity.apart import ModelProcesses
     from ckptkit.parity.report import Failure
     from ckptkit.parity.run import ParityRequest, prove
 
@@ -153,8 +154,11 @@ def parity(
     with (
         ExitStack() as stack,
         several(state.output, names, "compared", done="agree", fault=fault) as work,
+        ModelProcesses() as processes,
     ):
         staged = _staged(stack, junit)
+        if chosen.synthetic:  # nothing is fetched first
+            processes.start(requests[0].models)
         for place, name in enumerate(names, 1):
             note = _prefixed(state.output, f"{place}/{len(names)} {name}" if len(names) > 1 else name)
             with work.one(name):
@@ -162,7 +166,7 @@ def parity(
                     _refuse_without_models(workspace, name)
                 with named_checkpoint(name, workspace, **named) as (located, called):
                     for request in requests:
-                        report = prove(located, replace(request, name=called), note)
+                        report = prove(located, replace(request, name=called), note, processes)
                         results.append(report)
                         work.show(report, partial(state.output.show, report.pieces()))
                         if not report.ok:

@@ -270,7 +270,7 @@ def record_case(
         process = SideProcess(which, file, scratch)
         opened.callback(process.end)
         say(f"running the {side} side")
-        process.record(_written(*_inputs(file), scratch), keep_inputs=True)
+        process.record(_written(*_inputs(file), scratch))
         _append(staged, process.outputs)
         return staged.commit()
 

@@ -2,7 +2,7 @@
 
 A `Backend` runs one side of a comparison on the CPU and lets everything but the outputs go. TensorFlow's
 allocator keeps the freed memory to itself, though, so a run in both frameworks takes about twice the weights,
-the activations, and the frameworks' own 0.5 GB.
+the activations, and the frameworks' own 0.5 GB. For ``parity`` the models run in other processes (`apart`).
 
 The Keras model is filled by the names that are in the file, or by Keras' own loader, without any layout rule,
 so that a wrong rule cannot cancel itself out; the PyTorch model gets canonical names, which a converted file
@@ -36,15 +36,17 @@ from ckptkit.formats.base import Reader
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
 from ckptkit.formats.readers import Renamed
-from ckptkit.models.graphs.onnx_graph import LOGITS, OnnxGraph, in_order, is_stage, open_onnx, write_onnx
+from ckptkit.models.graphs.onnx_apart import open_foreign_onnx
+from ckptkit.models.graphs.onnx_graph import LOGITS, OnnxGraph, in_order, is_stage, write_onnx
 from ckptkit.models.graphs.saved_model import load_saved_model
 from ckptkit.parity.compare import TOLERANCES
 from ckptkit.parity.inputs import IMAGES
-from ckptkit.parity.report import FRAMEWORK_NAMES, Framework, Side
+from ckptkit.parity.report import Framework, Side
 from ckptkit.rules.language import Binding
 
 if TYPE_CHECKING:
     from ckptkit.registry.schema import Entry
+    from ckptkit.workspace import Located
 
 _EXACT = "float32"
 
@@ -58,6 +60,8 @@ class ModelFile:
 
     reader: Reader
     plan: FamilyPlan  # its moves to the canonical layout: which tensor is which of the architecture
+    located: Located | None = None  # where another process can open it, and which copy of the weights
+    copy: Weights = "auto"
 
     @property
     def recognition(self) -> Recognition:
@@ -294,6 +298,9 @@ class Backend(ABC, Generic[Given]):
 
     framework: Framework
 
+    def start(self, given: Given, /, say: Say = say_nothing) -> None:
+        """Begin to run in another process; `run` waits for it."""
+
     @abstractmethod
     def run(self, given: Given, /, say: Say = say_nothing, reference: Ran | None = None) -> Ran:
         """Give the outputs; ``reference`` is what the other side gave before."""
@@ -327,30 +334,33 @@ class ModelBackend(Backend[Array]):
 
     def run(self, images: Array, /, say: Say = say_nothing, reference: Ran | None = None) -> Ran:
         """Build the model, fill it and run it."""
-        say(f"loading {FRAMEWORK_NAMES[self.framework]} and running its model")
         started = time.perf_counter()
         passes = {
-            label: self._run(self.file.model(settings), images, say) for label, settings in self.modes.items()
+            label: self._run(self.file.model(settings), images) for label, settings in self.modes.items()
         }
-        side = Side(
+        return Ran(passes, self.side(self.versions(), time.perf_counter() - started))
+
+    def side(self, versions: str, seconds: float) -> Side:
+        """Its part of the report."""
+        return Side(
             framework=self.framework,
-            versions=self._versions(),
+            versions=versions,
             reads=self.reads,
             format=self.file.reader.format,
             layout=self.file.recognition.layout,
             dtype=self.file.dtype,
             settings=self.settings,
-            seconds=time.perf_counter() - started,
+            seconds=seconds,
         )
-        return Ran(passes, side)
 
     @abstractmethod
-    def _run(self, model: Model, images: Array, say: Say) -> Pass:
+    def _run(self, model: Model, images: Array) -> Pass:
         """Run one model."""
 
+    @staticmethod
     @abstractmethod
-    def _versions(self) -> str:
-        """The framework's, which is loaded by then."""
+    def versions() -> str:
+        """The framework's, which is loaded for it."""
 
 
 class KerasBackend(ModelBackend):
@@ -358,7 +368,7 @@ class KerasBackend(ModelBackend):
 
     framework = "keras"
 
-    def _run(self, model: Model, images: Array, say: Say) -> Pass:
+    def _run(self, model: Model, images: Array) -> Pass:
         module = model.family.keras_module()
         from ckptkit.families.keras_backend import tf
 
@@ -371,7 +381,9 @@ class KerasBackend(ModelBackend):
             built = None
             gc.collect()  # Keras' layers point at each other in circles
 
-    def _versions(self) -> str:
+    @staticmethod
+    def versions() -> str:
+        """TensorFlow's, and Keras'."""
         from ckptkit.families.keras_backend import keras, tf
 
         return f"tensorflow {tf.__version__}, keras {keras.__version__}"
@@ -384,7 +396,7 @@ class TorchBackend(ModelBackend):
     framework = "torch"
     graphs: Path | None = None
 
-    def _run(self, model: Model, images: Array, say: Say) -> Pass:
+    def _run(self, model: Model, images: Array) -> Pass:
         with _out_of_memory_in_words(images, RuntimeError):
             built = self.file.filled_torch(model)
         began = time.process_time()
@@ -392,12 +404,13 @@ class TorchBackend(ModelBackend):
         seconds = time.process_time() - began
         graph = None
         if self.graphs is not None:
-            say("exporting to onnx in a temporary folder")
             graph = self.graphs / f"{len(list(self.graphs.iterdir()))}.onnx"
             write_onnx(built, graph, size=images.shape[1:3])
         return Pass(outputs, seconds, graph)
 
-    def _versions(self) -> str:
+    @staticmethod
+    def versions() -> str:
+        """PyTorch's."""
         import torch
 
         return f"torch {torch.__version__}"
@@ -423,7 +436,7 @@ class GraphBackend(Backend[Array]):
 
 @dataclass
 class OnnxBackend(GraphBackend):
-    """A graph in ONNX Runtime. A stranger's runs apart, with the time and memory that PyTorch suggests."""
+    """A graph in ONNX Runtime, which runs apart, with the time and memory that PyTorch suggests."""
 
     framework = "onnxruntime"
     graph: OnnxGraph | None = None  # None: those that PyTorch's side exported
@@ -439,7 +452,7 @@ class OnnxBackend(GraphBackend):
         passes, graph = {}, self.graph
         for label, theirs in reference.passes.items() if reference else [("", Pass({}))]:
             if theirs.graph is not None:
-                graph = open_onnx(theirs.graph)
+                graph = open_foreign_onnx(theirs.graph)
             assert graph is not None
             say("running the graph by ONNX Runtime")
             passes[label] = Pass(graph.run(images, theirs.outputs, theirs.seconds))

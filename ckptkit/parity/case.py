@@ -15,6 +15,7 @@ from ckptkit.base.progress import Say, say_nothing
 from ckptkit.base.tensors import Array
 from ckptkit.parity.backends import Backend, Given, Ran
 from ckptkit.parity.compare import StageComparison, Tolerance, compare
+from ckptkit.parity.process import is_room_for_two
 from ckptkit.parity.report import Report
 
 
@@ -55,6 +56,9 @@ class Case(ABC, Generic[Given]):
 
     def run(self, say: Say = say_nothing) -> Report:
         """Run both sides on the same inputs and compare them stage by stage."""
+        if is_room_for_two():
+            for side in (self.reference, self.candidate):
+                side.start(self.given, say)
         reference = self.reference.run(self.given, say)
         candidate = self.candidate.run(self.given, say, reference)
         compared = self.in_common(reference, candidate)

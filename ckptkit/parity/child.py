@@ -1,7 +1,7 @@
 """One side of a case, in a process of its own: its framework, the user's code, the checkpoint.
 
-The parent (`sides.SideProcess`) sends requests as lines of JSON and gets one line for each; arrays travel as
-recordings (`recorder`) in a private folder. When the parent's end of the pipe is gone, so is this process,
+The parent (`process.ChildProcess`) sends requests as lines of JSON and gets one line for each; arrays travel
+as recordings (`recorder`) in a private folder. When the parent's end of the pipe is gone, so is this process,
 whatever it computes.
 """
 
@@ -30,23 +30,21 @@ MOST = 4 << 30
 """Bytes that the outputs of all stages may take."""
 
 
-def serve() -> None:
-    """Answer requests on standard input until it ends."""
+def serve(models: Mapping[str, Callable[[dict[str, Any]], Any]] | None = None) -> None:
+    """Answer requests on standard input until it ends; the first says which model answers them."""
     requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     stdin, stdout = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)  # whatever a library or the model prints
     threading.Thread(target=_listen, args=(stdin, requests), daemon=True).start()
-    model: Model | None = None
+    model = None
     while True:
         request = requests.get()
         try:
             if model is None:
-                model = MODELS[request["framework"]](request)
-                answer = model.answer({"do": "open"})
-            else:
-                answer = model.answer(request)
+                model = (models or MODELS)[request["framework"]](request)
+            answer = model.answer(request)
         except CkptkitError as error:
             answer = {
                 "error": error.verdict,
@@ -57,7 +55,7 @@ def serve() -> None:
         except BaseException as error:
             traceback.print_exc()
             answer = {"error": _in_a_line(error, request.get("folder", "")), "kind": "ConversionError"}
-        stdout.write(json.dumps(answer).encode() + b"\n")
+        stdout.write(json.dumps({**answer, "number": request["number"]}).encode() + b"\n")
         stdout.flush()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -288,9 +289,12 @@ class PreparationReport:
 
 
 def compare_preparations(
-    picture: Image, wanted: Preprocessing, frameworks: Sequence[PreparedBy] = ("torch", "keras")
+    picture: Image,
+    wanted: Preprocessing,
+    frameworks: Sequence[PreparedBy] = ("torch", "keras"),
+    prepare: Callable[[PreparedBy], Array] | None = None,
 ) -> PreparationReport:
-    """Prepare a picture with Pillow and with each framework alone, and compare each pair."""
+    """Prepare a picture with Pillow and, here or by ``prepare``, each framework alone; compare each pair."""
     import numpy
 
     prepared = {"Pillow": wanted(picture)}
@@ -298,7 +302,8 @@ def compare_preparations(
     pixels = numpy.asarray(picture)
     for framework in frameworks:
         try:
-            prepared[_CALLED[framework]] = _pipeline(framework)(pixels, wanted)
+            by = prepare(framework) if prepare else pipeline(framework)(pixels, wanted)
+            prepared[_CALLED[framework]] = by
         except NoEquivalentError as error:
             notes.append(f"the preparation of the picture was not compared with one by {error}")
     pairs = [
@@ -318,15 +323,23 @@ class Batch:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, inputs: Inputs, frameworks: Sequence[PreparedBy]) -> Batch:
+    def of(
+        cls,
+        inputs: Inputs,
+        frameworks: Sequence[PreparedBy],
+        prepare: Callable[[Path, Preprocessing, PreparedBy], Array] | None = None,
+    ) -> Batch:
         """Make them."""
         if inputs.image is None:
             return cls(inputs, inputs.array())
-        report = compare_preparations(open_image(inputs.image), inputs.preprocessing(), frameworks)
+        wanted = inputs.preprocessing()
+        elsewhere = partial(prepare, inputs.image, wanted) if prepare else None
+        report = compare_preparations(open_image(inputs.image), wanted, frameworks, elsewhere)
         return cls(inputs, inputs.array(), (report.worst,) if report.worst else (), report.notes)
 
 
-def _pipeline(framework: PreparedBy) -> Callable[[Array, Preprocessing], Array]:
+def pipeline(framework: PreparedBy) -> Callable[[Array, Preprocessing], Array]:
+    """A preparation by one framework alone, which is imported."""
     if framework == "torch":
         from ckptkit.models.images.torch_pipeline import prepare
     else:

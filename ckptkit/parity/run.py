@@ -12,7 +12,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -27,11 +27,12 @@ from ckptkit.convert.planning import plan_by_layout
 from ckptkit.families.base import CANONICAL, Family, get_family
 from ckptkit.families.binding import Weights
 from ckptkit.families.synthetic import NOTE
-from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
 from ckptkit.models.graphs.onnx_apart import open_foreign_onnx
+from ckptkit.models.images.preprocessing import Preprocessing
 from ckptkit.models.onnx_model import PACKAGES
 from ckptkit.models.synth import is_synthetic
+from ckptkit.parity.apart import ModelApart, ModelFramework, ModelProcesses
 from ckptkit.parity.backends import (
     Backend,
     GraphBackend,
@@ -121,6 +122,11 @@ class ParityRequest:
         if self.dtype is not None and self.backend != "keras":
             raise UsageError(f"--with {self.backend} runs in float32", hint="leave --dtype out")
 
+    @property
+    def models(self) -> tuple[ModelFramework, ...]:
+        """The frameworks whose models run."""
+        return ("torch", "keras") if self.backend == "keras" else ("torch",)
+
     def require(self) -> None:
         """Look for the packages it takes without importing them, and refuse options that contradict."""
         needed, _ = BACKENDS[self.backend]
@@ -196,10 +202,18 @@ class FamilyCase(Case[Array]):
         )
 
 
-def prove(located: Located, request: ParityRequest, say: Say = say_nothing) -> ParityReport:
-    """Open a request and run it."""
+def prove(
+    located: Located,
+    request: ParityRequest,
+    say: Say = say_nothing,
+    processes: ModelProcesses | None = None,
+) -> ParityReport:
+    """Open a request and run it, by processes that run others too or of its own."""
     started = time.perf_counter()
-    with open_case(located, request, say) as case:
+    with (
+        nullcontext(processes) if processes else ModelProcesses() as running,
+        open_case(located, request, running, say) as case,
+    ):
         report = case.run(say)
         assert isinstance(report, ParityReport)
         return replace(report, seconds=time.perf_counter() - started)
@@ -219,14 +233,17 @@ def _notes_of(reference: Ran, candidate: Ran) -> Iterator[str]:
 
 
 @contextmanager
-def open_case(located: Located, request: ParityRequest, say: Say = say_nothing) -> Iterator[FamilyCase]:
+def open_case(
+    located: Located, request: ParityRequest, processes: ModelProcesses, say: Say = say_nothing
+) -> Iterator[FamilyCase]:
     """Open both sides of a request while the block lasts: the source, and what is given or made of it."""
     request.require()
     if located.entry is not None:
         get_family(located.entry.family)
+    processes.start(request.models)
     with ExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="ckptkit-parity-")))
-        opening = _Opening(located, request, folder, opened, say)
+        opening = _Opening(located, request, processes, folder, opened, say)
         yield opening.keras_and_torch() if request.backend == "keras" else opening.torch_and_graph()
 
 
@@ -236,6 +253,7 @@ class _Opening:
 
     located: Located
     request: ParityRequest
+    processes: ModelProcesses
     folder: Path  # for what is made of the source
     opened: ExitStack
     say: Say
@@ -247,9 +265,9 @@ class _Opening:
         weights = _same_copy(self.request.weights, conversion)
         source = self._source(weights)
         batch = self._batch(source)
-        reader = conversion.open(weights) if conversion else open_reader(self._convert(source, fresh=True))
-        other = examine(
-            self.opened.enter_context(reader),
+        other = self._examined(
+            conversion or Located(self._convert(source, fresh=True)),
+            weights if conversion else "auto",
             variant=source.recognition.variant,
             allow_missing_bn=source.lacks_statistics,
         )
@@ -258,8 +276,7 @@ class _Opening:
         reads = str(given) if given else "a fresh conversion"
         if not (source.is_for_keras or other.is_for_keras):
             reads += ", by way of TensorFlow's format"
-            by_way = open_reader(self._convert(other))
-            other = examine(self.opened.enter_context(by_way), allow_missing_bn=True)
+            other = self._examined(Located(self._convert(other)), allow_missing_bn=True)
         known = settings_of(source)
         # The converted file's own settings count for its side: one that travelled wrongly must show.
         travelled = {**known, **settings_of(other)}
@@ -286,14 +303,19 @@ class _Opening:
         return self._case(torch, given, self._batch(source, given), notes=_graph_notes(known, given))
 
     def _source(self, weights: Weights) -> ModelFile:
-        return examine(
-            self.opened.enter_context(self.located.open(weights)),
+        return self._examined(
+            self.located,
+            weights,
             weights=weights,
             variant=self.request.variant,
             entry=self.located.entry,
             allow_missing_bn=self.request.allow_missing_bn,
             settings=self.request.settings,
         )
+
+    def _examined(self, located: Located, copy: Weights = "auto", **asked: Any) -> ModelFile:
+        file = examine(self.opened.enter_context(located.open(copy)), **asked)
+        return replace(file, located=located, copy=copy)
 
     def _batch(self, source: ModelFile, fixed: GraphBackend | None = None) -> Batch:
         found = source.recognition
@@ -313,7 +335,18 @@ class _Opening:
             raise FormatError(fixed.path, f"recorded of {counted(inputs.batch, 'input')}, which is too many")
         if recorded is not None:
             inputs = replace(inputs, seed=None, recorded=recorded)
-        return Batch.of(inputs, ("torch", "keras") if self.request.backend == "keras" else ("torch",))
+        return Batch.of(inputs, self.request.models, self._prepared)
+
+    def _prepared(self, image: Path, wanted: Preprocessing, framework: ModelFramework) -> Array:
+        return self.processes.of(framework, self._name).prepare(image, wanted, self.folder)
+
+    @property
+    def _name(self) -> str:
+        """What to call the checkpoint."""
+        return self.request.name or self.located.name
+
+    def _apart(self, model: ModelBackend) -> ModelApart:
+        return ModelApart(model, self._name, self.processes, self.folder)
 
     def _convert(self, file: ModelFile, *, fresh: bool = False) -> Path:
         """Convert for the other framework, by the code of ``ckptkit convert``; a fresh one as asked for."""
@@ -345,12 +378,12 @@ class _Opening:
         synthetic = request.synthetic or is_synthetic(source.reader, source.recognition)
         about_source = _source_notes(reference, batch.inputs)
         return FamilyCase(
-            name=request.name or self.located.name,
+            name=self._name,
             path=self.located.path,
             source=source,
             synthetic=synthetic,
-            reference=reference,
-            candidate=candidate,
+            reference=self._apart(reference),
+            candidate=self._apart(candidate) if isinstance(candidate, ModelBackend) else candidate,
             batch=batch,
             precision=precision,
             tolerance=request.tolerance or TOLERANCES[precision],

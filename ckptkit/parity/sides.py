@@ -1,26 +1,19 @@
 """The sides of a case file as backends: a child process for each, or a recording.
 
-A side's code is the user's, so it runs in a process of its own: frameworks do not meet, a crash is a message
-with the last lines that the process wrote, and one that does not answer in time is ended.
+A side's code is the user's: a crash is a message with the last lines that its process wrote, and one that
+does not answer in time is ended.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptkit.base import errors
-from ckptkit.base.errors import WHOLE_LISTS, ConversionError, FormatError, UsageError, require_installed
+from ckptkit.base.errors import FormatError, UsageError, require_installed
 from ckptkit.base.progress import Say, say_nothing
 from ckptkit.base.tensors import Array
 from ckptkit.formats.detect import open_reader
@@ -28,6 +21,7 @@ from ckptkit.parity.align import is_output
 from ckptkit.parity.backends import Backend, Pass, Ran
 from ckptkit.parity.case_file import CaseFile, SideText, Which
 from ckptkit.parity.child import MOST, in_order
+from ckptkit.parity.process import ChildProcess
 from ckptkit.parity.report import FRAMEWORK_NAMES, Framework, Side
 
 _PACKAGES: Mapping[str, tuple[str, ...]] = {
@@ -41,10 +35,7 @@ _PACKAGES: Mapping[str, tuple[str, ...]] = {
 _INPUTS = "inputs/"
 """What a recording's inputs begin with."""
 _MAKE_ONE = "save stages and output by numpy.savez, or with the recorder: record --emit FILE"
-_LAST_LINES, _ALL_LINES = 3, 40
 _SECONDS_FOR_CAUSES = 120
-
-_PROGRAM = "import sys; sys.path[:] = {!r}; from ckptkit.parity.child import serve; serve()"
 
 
 @dataclass(frozen=True)
@@ -80,44 +71,24 @@ def _framework(text: SideText) -> Framework:
     return "onnxruntime" if text.framework == "onnx" else text.framework
 
 
-class SideProcess(Backend[CaseInputs]):
+class SideProcess(ChildProcess, Backend[CaseInputs]):
     """A side in a process of its own, which starts at once and ends with `end`."""
 
     def __init__(self, which: Which, case: CaseFile, scratch: Path) -> None:
         self.which, self.text, self.case = which, case.side(which), case
         text = self.text
         self.framework = _framework(text)
-        self.called = f"{which} ({text.framework})"
         self.outputs = scratch / f"{which}.npz"
-        self._errors = scratch / f"{which}.log"
         self._expected = scratch / f"{which}-expected.npz"
         self._wanted = case.wanted(which)
         self._began = time.perf_counter()
-        self._timed_out = False
         self._versions: str | None = None
         self._inputs: CaseInputs | None = None
-        self._start()
-
-    def _start(self) -> None:
-        places = [place for place in sys.path if Path(place).is_absolute()]  # never the current folder
-        with self._errors.open("wb") as log:
-            self._process = subprocess.Popen(  # noqa: S603 (Python itself, with a program of our own)
-                [sys.executable, "-c", _PROGRAM.format(places)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                cwd=self.case.folder,
-                env={
-                    "KERAS_BACKEND": "tensorflow",
-                    **os.environ,
-                    "CUDA_VISIBLE_DEVICES": "-1",
-                    "TF_CPP_MIN_LOG_LEVEL": "3",
-                    "PYTHONIOENCODING": "utf-8",
-                    "PYTHONDONTWRITEBYTECODE": "1",  # nothing is left beside the user's code
-                },
-                start_new_session=True,  # Ctrl+C is ours: we end it, with whatever it started
-            )
-        self._send(self._description())
+        self._runs = False
+        called = f"{which} ({text.framework})"
+        log = scratch / f"{which}.log"
+        super().__init__(called, log, "ckptkit.parity.child", case.folder, case.text.timeout)
+        self.send(self._description())
 
     def _description(self) -> dict[str, Any]:
         text, case = self.text, self.case
@@ -127,12 +98,19 @@ class SideProcess(Backend[CaseInputs]):
             **{key: str(case.place(value)) if value else None for key, value in paths.items()},
             "folder": str(case.folder),
             "wanted": self._wanted,
+            "do": "open",
         }
+
+    def start(self, given: CaseInputs, /, say: Say = say_nothing) -> None:
+        """Have the model run."""
+        say(f"running the {self.which} side by {FRAMEWORK_NAMES[self.framework]}")
+        self._begin(given)
 
     def run(self, given: CaseInputs, /, say: Say = say_nothing, reference: Ran | None = None) -> CaseRan:
         """Run the model once."""
-        say(f"running the {self.which} side by {FRAMEWORK_NAMES[self.framework]}")
-        self.record(given)
+        if not self._runs:
+            self.start(given, say)
+        self._finish()
         ran = read_recording(self.outputs, self.text.layout)
         side = Side(
             framework=self.framework,
@@ -146,11 +124,15 @@ class SideProcess(Backend[CaseInputs]):
         )
         return CaseRan({"": Pass(ran.arrays)}, side, ran.told, ran.layout, seen=self._seen)
 
-    def record(self, given: CaseInputs, *, keep_inputs: bool = False) -> None:
-        """Have the outputs written to a file."""
+    def record(self, given: CaseInputs) -> None:
+        """Have the inputs and outputs written to a file."""
+        self._begin(given, keep_inputs=True)
+        self._finish()
+
+    def _begin(self, given: CaseInputs, *, keep_inputs: bool = False) -> None:
         self._inputs = given
         self._opened()
-        answer = self.ask(
+        self.send(
             {
                 "do": "run",
                 "inputs": str(given.path),
@@ -160,17 +142,16 @@ class SideProcess(Backend[CaseInputs]):
                 "keep_inputs": keep_inputs,
             }
         )
-        self._seen = answer["names"]
+        self._runs = True
+
+    def _finish(self) -> None:
+        self._runs = False
+        self._seen = self.receive()["names"]
 
     def _opened(self) -> None:
         """Wait until the model is built, which it is once."""
         if self._versions is None:
-            self._versions = self._receive()["versions"]
-
-    @property
-    def ended(self) -> bool:
-        """Whether the process is gone."""
-        return self._process.poll() is not None
+            self._versions = self.receive()["versions"]
 
     def fill(self, checkpoint: Path, rules: Path, state_dict: str | None = None) -> None:
         """Fill the model anew, by rules."""
@@ -205,79 +186,6 @@ class SideProcess(Backend[CaseInputs]):
                 "seconds": min(_SECONDS_FOR_CAUSES, self.case.text.timeout / 2),
             }
         )
-
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Send a request; gives the answer."""
-        self._send(request)
-        return self._receive()
-
-    def _send(self, request: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended: `_receive` says why
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-
-    def _receive(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        patience = threading.Timer(self.case.text.timeout, self._give_up)
-        patience.daemon = True
-        patience.start()
-        try:
-            line = self._process.stdout.readline()
-        finally:
-            patience.cancel()
-        if not line.endswith(b"\n"):
-            raise ConversionError(*self._why_it_ended())
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            kind = getattr(errors, answer["kind"], ConversionError)
-            kind = kind if kind in (UsageError, errors.NotFoundError) else ConversionError
-            details = [*answer.get("details", ()), *([self._last_words()] if WHOLE_LISTS.get() else [])]
-            raise kind(f"{self.called}: {answer['error']}", details=details, hint=answer.get("hint"))
-        return answer
-
-    def _give_up(self) -> None:
-        self._timed_out = True
-        self._kill()
-
-    def _why_it_ended(self) -> tuple[str]:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(5)
-        if self._timed_out:
-            raise ConversionError(
-                f"{self.called}: no answer within {self.case.text.timeout} s",
-                hint="a larger timeout in the case file gives it more",
-            )
-        status = self._process.returncode
-        ended = f"status {status}"
-        if status is not None and status < 0:
-            with contextlib.suppress(ValueError):
-                ended = f"signal {signal.Signals(-status).name}"
-        words = self._last_words()
-        return (f"{self.called} ended with {ended}" + (f": {words}" if words else ""),)
-
-    def _last_words(self) -> str:
-        """The last lines that the process wrote."""
-        with self._errors.open("rb") as log:
-            log.seek(max(0, self._errors.stat().st_size - 20_000))
-            lines = log.read().decode(errors="replace").splitlines()
-        kept = [" ".join(line.split()) for line in lines if line.strip()]
-        return " | ".join(kept[-(_ALL_LINES if WHOLE_LISTS.get() else _LAST_LINES) :])
-
-    def _kill(self) -> None:
-        if os.name == "posix":
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.kill()
-
-    def end(self) -> None:
-        """End the process and what it started."""
-        self._kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
 
 
 class RecordedSide(Backend[CaseInputs]):

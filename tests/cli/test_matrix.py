@@ -22,6 +22,7 @@ from ckptkit.cli.app import load_commands
 from ckptkit.models.synth import Synthetic, write_checkpoint
 from tests.support.commands import Runner, runner
 from tests.support.examples import commands
+from tests.support.parity_cases import models_here
 
 ID, OTHER, GLOB = "tiny-moat0-256", "tiny-moat1-256", "'tiny-moat[01]-256'"
 FEATURES = ("glob", "several", "all", "json", "dry-run", "folder", "stdout")
@@ -372,7 +373,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of them, with the cache."""
     import shutil
 
@@ -380,7 +381,8 @@ def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CKPTKIT_HOME", str(tmp_path / "work" / "home"))
     monkeypatch.setenv("CKPTKIT_TRUST", str(tmp_path / "work" / "lock"))
     monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "work"
+    with models_here():
+        yield tmp_path / "work"
 
 
 def _files(folder: Path) -> Iterator[tuple[str, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from ckptkit.cli.app import main
 from tests.support.commands import pip_install
 from tests.support.moat_files import write_tiny
 from tests.support.moat_reference import GOLDEN_FOLDER
-from tests.support.parity_cases import OUTPUTS, convert_to, require_frameworks
-from tests.support.running import finish, start
+from tests.support.parity_cases import OUTPUTS, convert_to, models_here, require_frameworks
+from tests.support.running import children_of, finish, is_running, start, wait_until
 
 HIDE = """
 import sys
@@ -32,8 +32,8 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run the command in this process; gives exit code, stdout, stderr."""
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Run the command and its models in this process; gives exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
 
     def parity(*arguments: str | Path) -> tuple[int, str, str]:
@@ -42,7 +42,8 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
         out, err = capsys.readouterr()
         return int(ended.value.code or 0), out, err
 
-    return parity
+    with models_here():
+        yield parity
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +214,7 @@ class TestWithFrameworks:
         while "loading Keras" not in (line := process.stderr.readline()):
             assert line, "it ended before it loaded Keras"
         assert list(temporary.iterdir()), "the synthetic checkpoint and its conversion"
+        models = children_of(process.pid)
         process.send_signal(signal.SIGINT)
         code, out, err = finish(process)
         assert code == 130
@@ -220,6 +222,9 @@ class TestWithFrameworks:
         assert out == ""
         assert not list(temporary.iterdir())
         assert not list(junit.parent.iterdir())
+        if models is not None:
+            assert len(models) == 2
+            wait_until(lambda: not any(map(is_running, models)))
 
     def test_a_report_that_cannot_be_written_is_found_before_the_work(self, run: Run, tmp_path: Path):
         (tmp_path / "file").write_text("")

@@ -12,6 +12,7 @@ import pytest
 from ckptkit.cli.app import main
 from tests.cli.test_parity_commands import HIDE
 from tests.support.commands import pip_install
+from tests.support.parity_cases import models_here
 from tests.support.running import finish, start
 from tests.support.toys import MOAT, SIDE, STAGES, toy_variants
 
@@ -38,7 +39,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
         out, err = capsys.readouterr()
         return int(ended.value.code or 0), out, err
 
-    with toy_variants():
+    with toy_variants(), models_here():
         yield parity
 
 

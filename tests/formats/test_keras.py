@@ -32,6 +32,7 @@ from tests.support.commands import runner
 from tests.support.damage import mutations, survives
 from tests.support.hdf5_files import HOSTILE, KERNEL, compact, h5py, keras_file, legacy_file, legacy_weights
 from tests.support.moat_files import tiny_tensors, write_tiny
+from tests.support.parity_cases import models_here
 from tests.support.tensors import arrays, same_bits, specs_of, write_all
 
 WITHOUT = frozenset(name for name in DTYPES if name.startswith("float8"))
@@ -1101,7 +1102,8 @@ def test_keras_itself_is_not_asked_to_load_it(run, tmp_path: Path) -> None:
     """Keras 3's ``load_weights`` goes by the file's name and refuses it: `parity` fills the model itself."""
     pytest.importorskip("tensorflow")
     pytest.importorskip("torch")
-    done = run("parity", moat_as_keras_2(tmp_path / "moat.weights.h5", whole=True), "--resolution", "64")
+    with models_here():
+        done = run("parity", moat_as_keras_2(tmp_path / "moat.weights.h5", whole=True), "--resolution", "64")
     assert done.code == ExitCode.OK, done.err
     assert "reads the original (keras, layout deeplab2, float32)" in done.out
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -14,6 +17,7 @@ from ckptkit.convert.execution import execute
 from ckptkit.convert.pipeline import Options, plan
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
+from ckptkit.parity import apart
 from ckptkit.parity.report import ParityReport
 from ckptkit.parity.run import ParityRequest, prove
 from ckptkit.workspace import Located
@@ -25,9 +29,36 @@ SIDE = 64
 OUTPUTS = ("stage1", "stage2", "stage3", "stage4", "stage5", "logits")
 
 
+class ModelHere:
+    """Answers as the process of a framework does, in this one: frameworks are loaded, toys are known."""
+
+    ended = False
+    prepare = apart.ModelProcess.prepare
+
+    def __init__(self, framework: Any, folder: Path) -> None:
+        self.framework, self.called = framework, ""
+
+    def begin(self, what: str, **how: Any) -> None:
+        self.request = json.loads(json.dumps({"do": what, "framework": self.framework, **how}))
+
+    def receive(self) -> Any:
+        return json.loads(json.dumps(apart._Models(self.request).answer(self.request)))
+
+    def end(self) -> None:
+        """There is nothing to end."""
+
+
+@contextmanager
+def models_here() -> Iterator[None]:
+    """Let models run in the test's process, while test_apart.py is about the others."""
+    with mock.patch.object(apart, "ModelProcess", ModelHere):
+        yield
+
+
 def run_parity(located: Located, note: Say = say_nothing, **options: Any) -> ParityReport:
-    """Prove a checkpoint by a request with these options."""
-    return prove(located, ParityRequest(**options), note)
+    """Prove a checkpoint by a request with these options, in this process."""
+    with models_here():
+        return prove(located, ParityRequest(**options), note)
 
 
 def require_frameworks() -> None:

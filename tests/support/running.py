@@ -58,3 +58,18 @@ def wait_until(holds: Callable[[], bool], timeout: float = 20) -> None:
     while not holds():
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.01)
+
+
+def children_of(pid: int) -> list[int] | None:
+    """Processes that one has started; None where the system does not say it."""
+    tasks = [*Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for task in tasks for child in task.read_text().split()] if tasks else None
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there, and is not waiting to be reaped."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
