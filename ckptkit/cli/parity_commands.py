@@ -100,7 +100,7 @@ def parity(
     --with onnxruntime PyTorch's model is compared with its own ONNX graph, which needs no TensorFlow.
 
     With --case two models of your own are compared: a case file names their code, checkpoints and inputs.
-    Each runs in a process of its own; a case runs its code, so take only cases that you trust.
+    A case runs that code, so take only cases that you trust. Every model runs in a process of its own.
 
     Examples: ckptkit parity tiny-moat0-256 --synthetic
     · ckptkit parity moganet-xt-224 --converted moganet.ckpt --resolution 96 --junit parity.xml

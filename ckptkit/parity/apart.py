@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -78,31 +77,27 @@ class ModelProcess(ChildProcess):
 
 
 class ModelProcesses:
-    """One process a framework, while a block lasts. Each starts when it is needed, again after it was killed.
-
-    >>> with ModelProcesses() as processes:
-    ...     processes.start(["torch", "keras"])  # both import their framework meanwhile
-    """
+    """One process a framework, while a block lasts; each starts when it is needed, again if it was killed."""
 
     def __init__(self) -> None:
         self._running: dict[ModelFramework, ModelProcess] = {}
-        self._opened = ExitStack()
 
     def __enter__(self) -> ModelProcesses:
-        made = tempfile.TemporaryDirectory(prefix="ckptkit-parity-", ignore_cleanup_errors=True)
-        self._folder = Path(self._opened.enter_context(made))
+        self._logs = tempfile.TemporaryDirectory(prefix="ckptkit-parity-", ignore_cleanup_errors=True)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._opened.close()
+        for one in self._running.values():
+            one.end()
+        self._logs.cleanup()
 
     def start(self, frameworks: Iterable[ModelFramework]) -> None:
         """Have these import their framework."""
         for framework in frameworks:
-            if framework not in self._running or self._running[framework].ended:
-                started = ModelProcess(framework, self._folder)
-                self._opened.callback(started.end)
-                self._running[framework] = started
+            if framework in self._running and self._running[framework].ended:
+                self._running.pop(framework).end()  # what it started
+            if framework not in self._running:
+                self._running[framework] = ModelProcess(framework, Path(self._logs.name))
 
     def of(self, framework: ModelFramework, name: str) -> ModelProcess:
         """The one of a framework, for the checkpoint of a name."""

@@ -242,7 +242,11 @@ def open_case(
         get_family(located.entry.family)
     processes.start(request.models)
     with ExitStack() as opened:
-        folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="ckptkit-parity-")))
+        folder = Path(
+            opened.enter_context(
+                tempfile.TemporaryDirectory(prefix="ckptkit-parity-", ignore_cleanup_errors=True)
+            )
+        )
         opening = _Opening(located, request, processes, folder, opened, say)
         yield opening.keras_and_torch() if request.backend == "keras" else opening.torch_and_graph()
 
