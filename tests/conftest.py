@@ -12,7 +12,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from pathlib import Path
 from time import monotonic  # by name: tests replace that of the module
 from typing import Any
@@ -86,9 +86,11 @@ def pytest_fixture_setup(
     before = set(factory.getbasetemp().iterdir())
 
     def remove() -> None:
-        if request.session.testsfailed == failed:
-            for folder in made:
-                shutil.rmtree(folder, ignore_errors=True)
+        if request.session.testsfailed != failed:
+            _KEPT.update(made)
+            return
+        for folder in made:
+            shutil.rmtree(folder, ignore_errors=True)
 
     made: set[Path] = set()
     fixturedef.addfinalizer(remove)
@@ -100,15 +102,27 @@ def pytest_fixture_setup(
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
-    """Fail a test whose process has too much in temporary files; what is quick cannot have written much."""
-    factory: pytest.TempPathFactory = item.config._tmp_path_factory  # type: ignore[attr-defined]
+    """Fail a test whose process has too much in temporary files; what is quick cannot have written much.
+
+    What a failed test left to be looked at is not counted again: no other test fails for it.
+    """
+    base = item.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
     slow = monotonic() - item.stash.get(_STARTED, 0.0) > 0.1
-    taken = bytes_below(factory.getbasetemp()) if slow and "slow" not in item.keywords else 0
-    yield
+    taken = bytes_below(base, _KEPT) if slow and "slow" not in item.keywords else 0
+    own = getattr(item, "funcargs", {}).get("tmp_path")
+    try:
+        yield
+    finally:
+        if taken > MOST_TEMPORARY:
+            _KEPT.update(base.iterdir())
+        elif own is not None and own.exists():  # pytest keeps it if the test failed
+            _KEPT.add(own)
     assert taken <= MOST_TEMPORARY, f"{taken >> 20} MB in temporary files; share them, or make them smaller"
 
 
 _STARTED = pytest.StashKey[float]()
+_KEPT: set[Path] = set()
+"""What failed tests left behind."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -124,10 +138,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 _FROZEN: set[str] = set()
 
 
-def bytes_below(folder: Path) -> int:
+def bytes_below(folder: Path, without: Collection[Path] = ()) -> int:
     """What the files in a folder take on disk, holes not counted."""
     total = 0
-    for place, _, names in os.walk(folder):
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if Path(place, name) not in without]
         for name in names:
             with contextlib.suppress(OSError):  # a process of the test may still be at work there
                 status = os.lstat(Path(place, name))
@@ -155,7 +170,9 @@ def _isolated_home(
     for name in ("CKPTKIT_REGISTRY", "CKPTKIT_MIRROR"):
         monkeypatch.delenv(name, raising=False)
     yield
-    if request.session.testsfailed == failed:
+    if request.session.testsfailed != failed:
+        _KEPT.add(home)
+    else:
         for left in (home, *lock.parent.glob(f"*{lock.name}*")):  # its guard and its drafts, too
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
