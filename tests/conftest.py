@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Collection, Generator
 from pathlib import Path
 from time import monotonic  # by name: tests replace that of the module
@@ -55,6 +56,23 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min((os.cpu_count() or 1) + 1, 4) if whole else 0
 
 
+LONGEST = (
+    *("tests/test_github_examples.py", "tests/test_ports.py", "tests/test_docs.py"),
+    *("tests/test_end_to_end.py", "tests/parity/test_backends.py", "tests/models/test_onnx_model.py"),
+    *("tests/cli/test_terminal.py", "tests/cli/test_predict_commands.py", "tests/parity/test_sides.py"),
+    *("tests/cli/test_eval_commands.py", "tests/test_plugin_example.py", "tests/test_notebook.py"),
+    *("tests/test_new_user.py", "tests/parity/test_all_entries.py", "tests/parity/test_faults.py"),
+    *("tests/cli/test_parity_with_onnxruntime.py", "tests/test_examples.py", "tests/cli/test_matrix.py"),
+    *("tests/families/moat/test_keras_model.py", "tests/families/moganet/test_keras_model.py"),
+)
+"""Files of few tests that take long. Begun last, they would leave the other processes without work."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have pytest-xdist take files in our order; its own begins with those of most tests."""
+    config.option.loadscopereorder = False
+
+
 DOCTESTS_NEED = {
     "ckptkit.analysis.profile.profile_model": "torch",
     "ckptkit.api.pictures.transform": "torch",
@@ -65,8 +83,15 @@ DOCTESTS_NEED = {
 """Examples that run an optional package, in modules that can be imported without it."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip examples whose package is missing; refuse names that differ by process, as pytest-xdist does."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip examples whose package is missing; refuse names that differ by process, as pytest-xdist does.
+
+    For several processes, the longest files come first, then those of most tests.
+    """
+    if hasattr(config, "workerinput"):
+        rank = {REPOSITORY / name: place for place, name in enumerate(LONGEST)}
+        count = Counter(item.path for item in items)
+        items.sort(key=lambda item: (rank.get(item.path, len(rank)), -count[item.path]))
     for item in items:
         if " at 0x" in item.nodeid:
             raise pytest.UsageError(f"{item.nodeid} has an address in its name")

@@ -303,20 +303,28 @@ if [ "$(wc -l < "$LOG")" -eq "$FAILING" ]; then exit "$STATUS"; fi
 """Stands for each program of `.ci/run`: says how it was called, without the temporary folder, or fails."""
 
 
-def test_the_default_run_searches_alike_and_the_nightly_one_says_how_to_repeat_its_own(tmp_path, capfd):
-    def run(name, *more):
+def test_the_default_run_searches_alike_and_the_nightly_one_says_how_to_repeat_its_own(tmp_path):
+    def run(name, *more):  # a process of its own has less to look through when it explains a fault
         (tmp_path / name).write_text(SEARCH)
         options = ["-n0", "-c", str(REPOSITORY / "pyproject.toml"), f"--rootdir={tmp_path}", *more]
-        assert (
-            pytest.main([*options, str(tmp_path / name)], plugins=[conftest]) == pytest.ExitCode.TESTS_FAILED
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-p", "tests.conftest", *options, str(tmp_path / name)],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
         )
-        said = capfd.readouterr().out
-        return said, re.findall(r"drew -?\d+", said)
+        assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stderr
+        return done.stdout, re.findall(r"drew -?\d+", done.stdout)
 
     _, drawn = run("test_first.py")
     assert len(drawn) > 10 and run("test_second.py")[1] == drawn
     said, drawn_at_random = run("test_third.py", "--hypothesis-profile=nightly")
     assert drawn_at_random != drawn and "@reproduce_failure(" in said
+
+
+def test_the_files_that_are_begun_first_are_there():
+    assert [name for name in conftest.LONGEST if not (REPOSITORY / name).is_file()] == []
 
 
 SEARCH = """

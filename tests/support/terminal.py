@@ -15,8 +15,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _PROGRAM = """
-import sys
+import json, pathlib, subprocess, sys, zlib
+from ckptkit import doctor
 from ckptkit.cli.app import main
+
+def probe(arguments, seconds, really=doctor.probe):
+    kept = pathlib.Path(f"probed{zlib.crc32(repr(arguments).encode())}.json")
+    if not kept.exists():
+        done = really(arguments, seconds)
+        kept.write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
+    return subprocess.CompletedProcess(arguments, *json.loads(kept.read_text()))
+
+doctor.probe = probe
 for line in sys.argv[2:]:
     try:
         main(line.split("\\x1f"))
@@ -24,6 +34,7 @@ for line in sys.argv[2:]:
         sys.stderr.flush()
         print(f"{sys.argv[1]}{left.code or 0}", flush=True)
 """
+"""Runs the lines; the frameworks are imported for the first `doctor` in a folder, and asked no more."""
 _MARK = "<exit>"
 _CODES = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|([\r\n\t])|([^\x1b\r\n\t]+)")
 
