@@ -219,3 +219,14 @@ def shared_folder() -> Path:
     if not (folder / "checkpoints").is_dir():
         pytest.skip("no ../shared beside this checkout")
     return folder
+
+
+@pytest.fixture
+def onnx_preloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open others' ONNX files in forks of a process that has the libraries, whose import takes a second."""
+    from ckptkit.models.graphs import onnx_apart
+    from tests.support.preloaded import preloaded
+
+    if hasattr(os, "fork"):
+        modules = ("numpy", "onnx", "ckptkit.models.graphs.onnx_graph:onnx_runtime", onnx_apart.__name__)
+        monkeypatch.setattr(onnx_apart, "subprocess", preloaded(*modules))

@@ -41,6 +41,7 @@ from tests.support.toys import (
 GOLDENS = Path(__file__).resolve().parent.parent / "golden"
 onnx: Any = importlib.import_module("onnx") if is_installed("onnx") else None
 EVERYTHING = ("torch", "tensorflow", "PIL")
+pytestmark = pytest.mark.usefixtures("onnx_preloaded")
 
 
 @pytest.mark.parametrize(

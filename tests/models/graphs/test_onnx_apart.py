@@ -165,6 +165,7 @@ MICROSOFT = helper.make_opsetid("com.microsoft", 1)
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else "",
 )
+@pytest.mark.usefixtures("onnx_preloaded")
 def test_what_no_graph_of_a_model_has_is_refused_unread(model: Any, says: str, tmp_path: Path):
     onnx.save(model, tmp_path / "x.onnx")
     with pytest.raises(FormatError, match=rf"x\.onnx: .*{says}") as refused:
@@ -197,12 +198,14 @@ SIZE = value("s", 600_000_000)
     ],
     ids=["constant", "expand", "tile", "pad", "computed shape", "output"],
 )
+@pytest.mark.usefixtures("onnx_preloaded")
 def test_memory_is_limited(model: Any, tmp_path: Path):
     onnx.save(model, tmp_path / "x.onnx")
     with pytest.raises(FormatError, match=r"x\.onnx: takes more than \d+ MB of memory to (load|run)$"):
         open_foreign_onnx(tmp_path / "x.onnx").run(IMAGES, LIKE, 0.1)
 
 
+@pytest.mark.usefixtures("onnx_preloaded")
 def test_outputs_are_limited(tmp_path: Path):
     onnx.save(
         graph(node("Tile", "images s", "logits"), inits=[value("s", 1, 10, 100, 100)]), tmp_path / "x.onnx"
@@ -249,6 +252,7 @@ def test_the_process_ends_with_ours(tmp_path: Path):
         time.sleep(0.05)
 
 
+@pytest.mark.usefixtures("onnx_preloaded")
 def test_what_is_sound_gives_what_it_gives_in_this_process(tmp_path: Path):
     path = chain(tmp_path / "m.onnx", ("stage2", "logits"))
     apart, here = open_foreign_onnx(path), open_onnx(path)
@@ -277,6 +281,7 @@ def test_nothing_of_the_current_folder_is_imported(tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "RAN").exists()
 
 
+@pytest.mark.usefixtures("onnx_preloaded")
 def test_outputs_of_other_types_and_files_that_are_none(tmp_path: Path):
     path = tmp_path / "x.onnx"
     info = helper.make_tensor_value_info("logits", TensorProto.INT64, OPEN)
