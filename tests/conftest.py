@@ -230,3 +230,15 @@ def onnx_preloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     if hasattr(os, "fork"):
         modules = ("numpy", "onnx", "ckptkit.models.graphs.onnx_graph:onnx_runtime", onnx_apart.__name__)
         monkeypatch.setattr(onnx_apart, "subprocess", preloaded(*modules))
+
+
+@pytest.fixture
+def sides_preloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start the sides of cases and models to look at as forks of a process that has both frameworks."""
+    from ckptkit.compare import built_models
+    from ckptkit.parity import sides
+    from tests.support.preloaded import FRAMEWORKS, preloaded
+
+    if hasattr(os, "fork"):
+        for module in (sides, built_models):
+            monkeypatch.setattr(module, "subprocess", preloaded(*FRAMEWORKS))

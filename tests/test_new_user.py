@@ -6,13 +6,13 @@ Each command is typed as the README has it; the published hosts are on loopback 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.support import preloaded
 from tests.support.commands import runner
 from tests.support.showground import picture, published_hosts
 
@@ -78,7 +78,8 @@ def test_a_new_users_session(id, mirrors, tmp_path, monkeypatch, capsys):
 
     ckptkit("export", id, "--to", "hf", "-o", "for-the-hub")
     np.save("input.npy", np.random.default_rng(5).normal(size=(1, 3, 96, 96)).astype(np.float32))
-    subprocess.run([sys.executable, "-c", RELOAD, id], check=True, timeout=200)
+    reloaded = preloaded.run([sys.executable, "-c", RELOAD, id], tmp_path)
+    assert reloaded.returncode == 0, reloaded.stderr
     with np.load("logits.npz") as logits:
         assert logits["reloaded"].shape == (1, 1000)
         assert np.ptp(logits["original"]) > 0.1

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support import preloaded
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "plugin"
@@ -47,28 +48,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ckptkit(site: Path, *words: str | Path, code: int = 0) -> str:
     """Run a command in a process of its own, where the example is installed; what it prints."""
     paths = [str(site), str(EXAMPLE), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [sys.executable, "-m", "ckptkit", *map(str, words)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        cwd=site,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    done = preloaded.run([sys.executable, "-m", "ckptkit", *map(str, words)], site, environment)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stderr if code else done.stdout
 
 
 def python(site: Path, code: str) -> str:
     """Run a program where the example is installed; what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(EXAMPLE), str(ROOT)])},
-        cwd=site,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(EXAMPLE), str(ROOT)])}
+    done = preloaded.run([sys.executable, "-c", code], site, environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -6,10 +6,8 @@ Nothing is downloaded: weights are random, the models are the real library's or 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +15,8 @@ import pytest
 import yaml
 
 from tests.conftest import REPOSITORY
+from tests.support import preloaded
+from tests.support.commands import runner
 
 PORTS = REPOSITORY / "examples" / "ports"
 _SECTION = re.compile(r"^## (\w+)\n(.*?)```console\n(.*?)```", re.MULTILINE | re.DOTALL)
@@ -48,18 +48,35 @@ def test_the_tutorial_is_one_of_them() -> None:
     assert case == yaml.safe_load((PORTS / "t5_encoder" / "case.yaml").read_text(encoding="utf-8"))
 
 
+@pytest.mark.usefixtures("sides_preloaded")
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.slow if name == "mobilenet_v2" else ()) for name in COMMANDS],
 )
-def test_a_port_is_drafted_converted_and_proven(name: str, tmp_path: Path) -> None:
+def test_a_port_is_drafted_converted_and_proven(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for package in ("torch", "tensorflow"):
         pytest.importorskip(package)
     folder = tmp_path / name
     shutil.copytree(PORTS / name, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+
+    def run(command: str) -> str:
+        """Run one line of the page by this Python; gives standard output."""
+        program, *arguments = command.split()
+        if program == "ckptkit":
+            done = runner(capsys)(*arguments)
+            assert done.code == 0, (command, done.out, done.err)
+            return done.out
+        made = preloaded.run([sys.executable, *arguments], folder)
+        assert made.returncode == 0, (command, made.stdout, made.stderr)
+        return made.stdout
+
     *before, last = COMMANDS[name]
     for command in before:
-        run(command, folder)
+        run(command)
     drafted = (folder / "rules.yaml").read_text(encoding="utf-8")
     assert "sure: ambiguous" not in drafted
     assert re.search(r"# case.yaml: all \d+ outputs agree", drafted)
@@ -67,23 +84,7 @@ def test_a_port_is_drafted_converted_and_proven(name: str, tmp_path: Path) -> No
         page = (REPOSITORY / "docs" / "port.md").read_text(encoding="utf-8")
         shown = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
         assert all(rule in yaml.safe_load(drafted)["rules"] for rule in shown)
-    (report,) = json.loads(run(f"{last} --json", folder))
+    (report,) = json.loads(run(f"{last} --json"))
     assert report["ok"]
     assert len(report["stages"]) >= 4
     assert all(stage["relative"] < LEAST_EXACT for stage in report["stages"])
-
-
-def run(command: str, folder: Path) -> str:
-    """Run one line of the page by this Python; gives standard output."""
-    program, *arguments = command.split()
-    start = [sys.executable] if program == "python" else [sys.executable, "-m", "ckptkit"]
-    done = subprocess.run(
-        [*start, *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "CKPTKIT_HOME": str(folder.parent / "home")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, (command, done.stdout, done.stderr)
-    return done.stdout

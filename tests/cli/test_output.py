@@ -209,7 +209,10 @@ def test_colours_in_a_pipe_where_they_are_wanted(monkeypatch, variables, coloure
 def test_forced_colours_reach_a_pipe():
     environment = {**os.environ, "FORCE_COLOR": "1"}
     environment.pop("NO_COLOR", None)
-    line = [sys.executable, "-m", "ckptkit", "doctor", "--offline"]
+    code = (
+        "from ckptkit import doctor\ndoctor.questions = lambda: []\nfrom ckptkit.cli.app import main\nmain()"
+    )
+    line = [sys.executable, "-c", code, "doctor", "--offline"]
     printed = subprocess.run(line, capture_output=True, text=True, env=environment, check=False).stdout
     assert "\x1b[32mok" in printed and "in colour" in printed
 

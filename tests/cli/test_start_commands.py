@@ -18,6 +18,7 @@ from ckptkit.cli.output import Output
 from ckptkit.cli.start_commands import print_examination
 from ckptkit.demo import DEMO_ENTRY, serve_file
 from ckptkit.doctor import Examination, Finding
+from tests.support import preloaded
 from tests.support.commands import Runner, pip_install, runner
 
 
@@ -161,7 +162,7 @@ def run_apart(command, **options):
 def test_the_whole_job(tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("tensorflow")
-    done = run_apart([*COMMAND, "--keep", str(tmp_path / "kept")])
+    done = preloaded.run([*COMMAND, "--keep", str(tmp_path / "kept")], tmp_path)
     assert done.returncode == 0, done.stderr
     said = done.stdout
     assert "SYNTHETIC" in said.splitlines()[0]

@@ -23,6 +23,7 @@ from ckptkit.base.errors import ConversionError, FormatError, NotFoundError, Usa
 from ckptkit.parity.any_model import emit_recorder, prove_case
 from ckptkit.parity.recorder import Recorder
 from ckptkit.parity.sides import read_recording
+from tests.support import preloaded
 from tests.support.cases import side, write_case
 from tests.support.commands import runner
 
@@ -93,6 +94,7 @@ WAYS: dict[str, tuple[str, type[Exception], str]] = {
 
 
 @pytest.mark.parametrize(("model", "kind", "words"), WAYS.values(), ids=WAYS.keys())
+@pytest.mark.usefixtures("sides_preloaded")
 def test_what_ends_a_side_is_said_in_one_line(model: str, kind: type[Exception], words: str, folder: Path):
     pytest.importorskip("torch")
     with pytest.raises(kind, match=words) as caught:
@@ -100,6 +102,7 @@ def test_what_ends_a_side_is_said_in_one_line(model: str, kind: type[Exception],
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("sides_preloaded")
 def test_a_side_that_hangs_is_ended(folder: Path):
     pytest.importorskip("torch")
     began = time.monotonic()
@@ -289,6 +292,7 @@ def test_python_has_it_too(folder: Path):
         ckptkit.parity()
 
 
+@pytest.mark.usefixtures("sides_preloaded")
 def test_the_example_in_two_processes(tmp_path: Path, capsys: Any):
     """Both frameworks at once, each in a process of its own; the checkpoint by rules for Keras."""
     pytest.importorskip("torch")
@@ -296,7 +300,7 @@ def test_the_example_in_two_processes(tmp_path: Path, capsys: Any):
     folder = Path(
         shutil.copytree(Path(ckptkit.__file__).parent.parent / "examples" / "case", tmp_path / "case")
     )
-    subprocess.run([sys.executable, "nets.py"], cwd=folder, check=True)
+    assert preloaded.run([sys.executable, "nets.py"], folder).returncode == 0
     done = runner(capsys)("parity", "--case", str(folder / "case.yaml"), "--json")
     assert done.code == 0, done.err
     (report,) = json.loads(done.out)

@@ -2,7 +2,7 @@
 
 TensorFlow takes five seconds of processor time to import, PyTorch two, onnx one. One process imports them and
 then does nothing but fork: each fork is a program with its own streams, environment, folder and end, as
-`subprocess.Popen` would have started it. It has no threads, so a fork of it is sound.
+`subprocess.Popen` would have started it. It runs nothing, and so has no threads that a fork would miss.
 """
 
 from __future__ import annotations
@@ -15,26 +15,36 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
+from tests.conftest import REPOSITORY
+
 _SERVER = r"""
-import atexit, gc, importlib, json, os, runpy, signal, socket, sys, traceback
+import atexit, gc, importlib, json, os, runpy, select, socket, sys, traceback
 
 for place in sys.argv[2:]:
     module, _, function = place.partition(":")
-    found = importlib.import_module(module)
+    try:
+        found = importlib.import_module(module)
+    except ImportError:  # a program that needs it says so itself
+        continue
     if function:
         getattr(found, function)()
 gc.collect()
 gc.freeze()
-ours = socket.socket(fileno=int(sys.argv[1]))
+listener = socket.socket(fileno=int(sys.argv[1]))
 
 
 def run(words):
+    if not words[0].startswith("-"):
+        sys.argv, sys.path[0] = words, os.path.dirname(os.path.abspath(words[0]))
+        runpy.run_path(words[0], run_name="__main__")
+        return
     kind, what, *arguments = words
     if kind == "-m":
         sys.argv = [what, *arguments]
@@ -61,27 +71,26 @@ def become(request):
 
 
 while True:
-    text, streams, _, _ = socket.recv_fds(ours, 1 << 20, 4)
-    if not text:
+    if 0 in select.select([0, listener], [], [])[0]:  # the end of who started it
         os._exit(0)
-    if waiter := os.fork():  # which waits for the program, as a parent does
+    asking = listener.accept()[0]
+    if waiter := os.fork():
         os.waitpid(waiter, 0)
-        for stream in streams:
-            os.close(stream)
+        asking.close()
         continue
-    ours.close()
-    if os.fork():  # nobody waits for the waiter
+    listener.close()
+    if os.fork():  # nobody waits for what comes, which waits for the program, as a parent does
         os._exit(0)
-    *three, told = streams
+    text, streams, _, _ = socket.recv_fds(asking, 1 << 20, 3)
     program = os.fork()
     if program:
-        for stream in three:
+        for stream in (0, *streams):
             os.close(stream)
-        os.write(told, b"%d\n" % program)
-        os.write(told, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(program, 0)[1]))
+        asking.send(b"%d" % program)
+        asking.send(b"%d" % os.waitstatus_to_exitcode(os.waitpid(program, 0)[1]))
         os._exit(0)
-    os.close(told)
-    for number, stream in enumerate(three):
+    asking.close()
+    for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
     status = 1
@@ -111,17 +120,17 @@ class Program:
     """A program that runs, with what tests and ckptkit use of `subprocess.Popen`."""
 
     def __init__(
-        self, args: Sequence[str], stdin: BinaryIO | None, stdout: BinaryIO | None, told: BinaryIO
+        self, args: Sequence[str], stdin: BinaryIO | None, stdout: BinaryIO | None, told: socket.socket
     ) -> None:
         self.args, self.stdin, self.stdout, self.stderr, self._told = args, stdin, stdout, None, told
-        self.pid = int(told.readline())
+        self.pid = int(told.recv(20))
         self.returncode: int | None = None
 
     def wait(self, timeout: float | None = None) -> int:
         if self.returncode is None:
             if not select.select([self._told], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
-            self.returncode = int(self._told.readline())
+            self.returncode = int(self._told.recv(20))
             self._told.close()
         return self.returncode
 
@@ -137,19 +146,22 @@ class Program:
 
 
 class Preloaded:
-    """Starts programs that have imported these modules."""
+    """Starts programs that have imported these modules, or called these functions (``module:function``)."""
 
     def __init__(self, *modules: str) -> None:
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        self._folder = tempfile.TemporaryDirectory(prefix="ckptkit-preloaded-")
+        self.address = f"{self._folder.name}/socket"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(self.address)
+            listener.listen(16)
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _SERVER, str(theirs.fileno()), *modules],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-c", _SERVER, str(listener.fileno()), *modules],
+                pass_fds=[listener.fileno()],
+                stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
-                cwd="/",
+                cwd=REPOSITORY,
             )
 
     def popen(
@@ -163,16 +175,17 @@ class Preloaded:
         env: Mapping[str, str] | None = None,
         start_new_session: bool = False,
     ) -> Program:
-        """Start ``python -c …`` or ``python -m …``; see `subprocess.Popen`."""
+        """Start Python with ``-c``, ``-m`` or a file; see `subprocess.Popen`."""
         python, *words = map(str, command)
-        assert python == sys.executable and words[0] in ("-c", "-m")
-        given, ours = [], []
-        for asked, ends in ((stdin, (0, 1)), (stdout, (1, 0)), (stderr, (1, 0))):
+        assert python == sys.executable
+        given: list[int] = []
+        ours: list[BinaryIO | None] = []
+        for number, asked in enumerate((stdin, stdout, stderr)):
             mine = None
             if asked == subprocess.PIPE:
-                pipe = os.pipe()
-                given.append(pipe[ends[0]])
-                mine = os.fdopen(pipe[ends[1]], "wb" if ends[1] else "rb")
+                reading, writing = os.pipe()
+                given.append(writing if number else reading)
+                mine = os.fdopen(reading, "rb") if number else os.fdopen(writing, "wb")
             elif asked == subprocess.STDOUT:
                 given.append(os.dup(given[1]))
             elif asked is None or asked == subprocess.DEVNULL:
@@ -180,26 +193,49 @@ class Preloaded:
             else:
                 given.append(os.dup(asked if isinstance(asked, int) else asked.fileno()))
             ours.append(mine)
-        reading, writing = os.pipe()
         request = {
             "words": words,
             "cwd": str(cwd or Path.cwd()),
             "env": dict(os.environ if env is None else env),
             "session": start_new_session,
         }
-        socket.send_fds(self._socket, [json.dumps(request).encode()], [*given, writing])
-        for stream in (*given, writing):
+        asking = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        asking.connect(self.address)
+        socket.send_fds(asking, [json.dumps(request).encode()], given)
+        for stream in given:
             os.close(stream)
-        return Program(words, ours[0], ours[1], os.fdopen(reading, "rb", buffering=0))
+        return Program(words, ours[0], ours[1], asking)
 
 
-_of = cache(Preloaded)
+of = cache(Preloaded)
+FRAMEWORKS = ("torch", "tensorflow", "keras")
 
 
 def preloaded(*modules: str) -> SimpleNamespace:
-    """What stands in the place of the module `subprocess` where ckptkit starts Python, with these imported.
+    """What takes the place of the module `subprocess` where ckptkit starts Python, with these imported.
 
     The process that imports them starts when it is needed first, and ends with this one.
     """
     kept = {name: getattr(subprocess, name) for name in ("PIPE", "STDOUT", "DEVNULL", "TimeoutExpired")}
-    return SimpleNamespace(Popen=lambda *given, **more: _of(*modules).popen(*given, **more), **kept)
+    return SimpleNamespace(Popen=lambda *given, **more: of(*modules).popen(*given, **more), **kept)
+
+
+def run(
+    command: Sequence[str | Path], folder: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run Python to its end with both frameworks imported; what it prints is text."""
+    if not hasattr(os, "fork"):
+        return subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        program = of(*FRAMEWORKS).popen(command, stdout=out, stderr=err, cwd=folder, env=environment)
+        try:
+            program.wait(300)
+        finally:
+            program.kill()
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode())
+    return subprocess.CompletedProcess(command, program.wait(), *texts)
