@@ -31,6 +31,7 @@ from ckptkit.parity.case_file import CaseText, InputText, SideText
 from tests.conftest import REPOSITORY
 from tests.support.browser import browser
 from tests.support.examples import commands, printed_examples
+from tests.support.preloaded import FRAMEWORKS, preloaded
 
 DOCS = REPOSITORY / "docs"
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -295,11 +296,14 @@ def lines_of(svg: str) -> list[str]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a pseudo-terminal is Unix's")
 @pytest.mark.parametrize("name", ["list", "parity"])
-def test_a_picture_shows_all_that_its_command_prints_today(name):
+def test_a_picture_shows_all_that_its_command_prints_today(name, monkeypatch):
     if name == "parity":
         pytest.importorskip("torch")
         pytest.importorskip("tensorflow")
     script = runpy.run_path(str(DOCS / "pictures" / "make.py"))
+    if name == "parity":
+        printing = script["printed_on_a_terminal"].__globals__
+        monkeypatch.setitem(printing, "subprocess", preloaded(*FRAMEWORKS))
     command, width = script["TERMINALS"][name]
     printed = re.sub(r"\x1b\[[\d;]*m", "", script["printed_on_a_terminal"](command, width))
     expected = shown([f"$ {command}", *printed.splitlines()])

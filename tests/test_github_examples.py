@@ -24,6 +24,7 @@ from ckptkit.formats.names import EXTENSIONS
 from ckptkit.models.synth import Synthetic, synthetic_for, write_checkpoint
 from ckptkit.registry.loading import load_registry
 from tests.conftest import REPOSITORY
+from tests.support.preloaded import FRAMEWORKS, write_command
 from tests.support.showground import published_hosts
 
 EXAMPLES = REPOSITORY / ".github" / "examples"
@@ -173,7 +174,8 @@ def action(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
     """The action's scripts beside the published hosts."""
     pytest.importorskip("torch")
     pytest.importorskip("tensorflow")
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    program = write_command(*FRAMEWORKS) if hasattr(os, "fork") else Path(sys.executable)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("CKPTKIT_TRUST", raising=False)
     with published_hosts(tmp_path / "published") as mirrors:
         monkeypatch.setenv("CKPTKIT_MIRROR", mirrors)

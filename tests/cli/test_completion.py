@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pty
 import re
@@ -20,6 +21,7 @@ from ckptkit.cli.app import load_commands
 from ckptkit.families.base import registry_families
 from ckptkit.registry.loading import load_registry
 from tests.support.commands import cache
+from tests.support.preloaded import write_command
 from tests.support.running import registry_file
 
 PROGRAM = Path(sys.executable).with_name("ckptkit")
@@ -31,6 +33,12 @@ IDS = list(load_registry())
 XT = [id for id in IDS if id.startswith("moganet-xt-2")]
 
 
+@functools.cache
+def quick_program() -> Path:
+    """The command with its modules imported: the files here ask it a hundred times."""
+    return write_command("ckptkit.cli.completion", "yaml") if hasattr(os, "fork") else PROGRAM
+
+
 def ask(shell: str, line: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Ask as a shell does, with the cursor at the end of the line."""
     variables = {**os.environ, "_CKPTKIT_COMPLETE": f"complete_{shell}", **environment}
@@ -40,7 +48,9 @@ def ask(shell: str, line: str, **environment: str) -> subprocess.CompletedProces
     else:
         variables["_TYPER_COMPLETE_ARGS"] = line
         variables["_TYPER_COMPLETE_FISH_ACTION"] = "get-args"
-    return subprocess.run([PROGRAM], env=variables, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        [quick_program()], env=variables, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +70,7 @@ def bash(tmp_path_factory: pytest.TempPathFactory):
             '  (IFS="|"; echo "[${COMPREPLY[*]}]"); }',
             *(f"ask {line}" for line in lines),
         ]
-        path = os.pathsep.join([str(PROGRAM.parent), os.environ["PATH"]])
+        path = os.pathsep.join([str(quick_program().parent), os.environ["PATH"]])
         done = subprocess.run(
             [BASH, "--norc", "-c", "\n".join(script)],
             cwd=folder,

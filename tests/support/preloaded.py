@@ -239,3 +239,26 @@ def run(
             file.seek(0)
             texts.append(file.read().decode())
     return subprocess.CompletedProcess(command, program.wait(), *texts)
+
+
+_SHIM = """#!{python} -SE
+import json, os, socket, sys
+program = "import sys; sys.argv[0] = 'ckptkit'; from ckptkit.cli.app import main; main()"
+words = ["-c", program, *sys.argv[1:]]
+asking = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+asking.connect({address!r})
+request = {{"words": words, "cwd": os.getcwd(), "env": dict(os.environ), "session": False}}
+socket.send_fds(asking, [json.dumps(request).encode()], [0, 1, 2])
+asking.recv(20)
+status = int(asking.recv(20))
+sys.exit(status if status >= 0 else 128 - status)
+"""
+
+
+def write_command(*modules: str) -> Path:
+    """Write a file ``ckptkit`` for a shell, whose processes begin with these modules imported."""
+    started = of(*modules)
+    path = Path(started.address).with_name("ckptkit")
+    path.write_text(_SHIM.format(python=sys.executable, address=started.address))
+    path.chmod(0o755)
+    return path
