@@ -19,6 +19,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -648,7 +649,7 @@ class OnnxModel(Model):
 
 
 class JaxModel(Model):
-    """A function of arrays, or a pair: a function of parameters and arrays, and the parameters."""
+    """A function of arrays; or a pair of a function or a module of Flax, and its parameters."""
 
     def open(self) -> None:
         """Build it, and fill its parameters."""
@@ -657,10 +658,19 @@ class JaxModel(Model):
         self.versions = f"jax {jax.__version__}"
         made = self.factory()
         self.function, self.parameters = made if isinstance(made, tuple) else (made, None)
+        self.signature_of = self.function
+        if (linen := sys.modules.get("flax.linen")) and isinstance(self.function, linen.Module):
+            self.versions += f", flax {sys.modules['flax'].__version__}"
+            self.function, self.signature_of = self.function.apply, self.function.__call__
+        if not callable(self.function):
+            raise UsageError(f"{self.side['model']} gives {type(self.function).__name__}, not a function")
         if self.path is not None:
-            self._load()
+            self.fill()
 
-    def _load(self) -> None:
+    def fill(self) -> None:
+        """Fill the parameters; their names are the keys to them, joined by slashes."""
+        import jax
+
         from ckptkit.convert.loading import load_tensors
         from ckptkit.formats.detect import open_reader
 
@@ -671,40 +681,48 @@ class JaxModel(Model):
         arrays = self.by_rules()
         if arrays is None:
             assert self.path is not None
-            with open_reader(self.path) as reader:
+            with open_reader(self.path, state_dict=self.side["state_dict"]) as reader:
                 arrays = dict(load_tensors(reader, "as-is"))
-        own = dict(_leaves(self.parameters, ()))
+        leaves, tree = jax.tree_util.tree_flatten_with_path(self.parameters)
+        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+        own = {name: leaf for name, (_, leaf) in zip(names, leaves, strict=True) if hasattr(leaf, "shape")}
         self.refuse_misfits(
             {name: array.shape for name, array in arrays.items()},
             {name: tuple(leaf.shape) for name, leaf in own.items()},
         )
-        self.parameters = _filled(self.parameters, (), arrays)
+        filled = [
+            jax.numpy.asarray(arrays[name], leaf.dtype) if name in own else leaf
+            for name, (_, leaf) in zip(names, leaves, strict=True)
+        ]
+        self.parameters = jax.tree_util.tree_unflatten(tree, filled)
 
     def call(self, inputs: Mapping[str, Array], recorder: Recorder) -> Any:
-        """Run it; a dictionary of outputs may hold stages."""
-        if self.parameters is None:
-            return called(self.function, self.function, inputs)
-        first = self.parameters
-        return called(lambda *rest, **named: self.function(first, *rest, **named), self.function, inputs)
+        """Run it; a dictionary of outputs may hold stages, as do the modules of Flax."""
+        import jax
+
+        given = {name: jax.numpy.asarray(array) for name, array in inputs.items()}
+        first = () if self.parameters is None else (self.parameters,)
+        with _flax_calls(recorder):
+            return called(partial(self.function, *first), self.signature_of, given)
 
 
-def _leaves(tree: Any, path: tuple[str, ...]) -> Iterable[tuple[str, Any]]:
-    if hasattr(tree, "items"):
-        for key, one in tree.items():
-            yield from _leaves(one, (*path, str(key)))
-    elif isinstance(tree, (list, tuple)):
-        for i, one in enumerate(tree):
-            yield from _leaves(one, (*path, str(i)))
-    else:
-        yield "/".join(path), tree
+def _flax_calls(recorder: Recorder) -> AbstractContextManager[Any]:
+    """Record what modules of Flax give, one operation after the other: compiled ones have no values."""
+    linen = sys.modules.get("flax.linen")
+    if linen is None:
+        return nullcontext()
+    import jax
 
+    def intercepted(function: Any, args: Any, options: Any, context: Any) -> Any:
+        result = function(*args, **options)
+        if context.method_name == "__call__" and context.module.path:
+            recorder.record("/".join(context.module.path), result)
+        return result
 
-def _filled(tree: Any, path: tuple[str, ...], arrays: Mapping[str, Array]) -> Any:
-    if hasattr(tree, "items"):
-        return {key: _filled(one, (*path, str(key)), arrays) for key, one in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(_filled(one, (*path, str(i)), arrays) for i, one in enumerate(tree))
-    return arrays["/".join(path)]
+    stack = ExitStack()
+    stack.enter_context(jax.disable_jit())
+    stack.enter_context(linen.intercept_methods(intercepted))
+    return stack
 
 
 MODELS: Mapping[str, type[Model]] = {

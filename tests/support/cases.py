@@ -68,6 +68,6 @@ def write_case(
     return path
 
 
-def side(framework: str, model: str | None, **more: str) -> str:
+def side(framework: str, model: str | None, **more: str | bool) -> str:
     """One side of a case file."""
     return json.dumps({"framework": framework, "model": model, **more})
