@@ -14,6 +14,16 @@ Paths and modules are looked for in the file's folder. Several inputs have names
       ids: {shape: [2, 16], dtype: int64, max: 100}
       mask: {file: mask.npy}
 
+An input goes to the parameter of its name, one of another name to the first that is left; a function with a
+single parameter gets all inputs as a dictionary. What a factory gives:
+
+- torch: a ``torch.nn.Module``. Its modules are stages.
+- keras: a Keras model. Its layers are stages. ``checkpoint``: ``.weights.h5``, ``.keras``, ``.h5``.
+- tensorflow: a ``tf.Module``, whose modules are stages, or a function. ``checkpoint``: one of TensorFlow; its
+  objects may be below a key, such as ``model``.
+- jax: a function of arrays; a pair of a function of parameters and arrays, and the parameters, a tree (their
+  names are the keys joined by slashes); or a module of Flax, whose modules are stages, and its variables.
+
 What a case runs is code: run only cases whose models you would run yourself.
 """
 

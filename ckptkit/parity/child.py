@@ -14,18 +14,22 @@ import os
 import queue
 import sys
 import tempfile
+import textwrap
 import threading
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from ckptkit.base.errors import CkptkitError, ConversionError, FormatError, NotFoundError, UsageError, listed
 from ckptkit.base.tensors import Array
 from ckptkit.parity.recorder import Recorder, to_numpy
+
+_Value = TypeVar("_Value")
 
 MOST = 4 << 30
 """Bytes that the outputs of all stages may take."""
@@ -73,7 +77,7 @@ def _in_a_line(error: BaseException, folder: str) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if folder and frame.filename.startswith(folder)]
     where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-    text = " ".join(str(error).split())
+    text = textwrap.shorten(str(error), 400, placeholder=" …")
     return f"{type(error).__name__}: {text}{where}" if text else f"{type(error).__name__}{where}"
 
 
@@ -215,17 +219,59 @@ def in_order(array: Array, layout: str | None, channels_last: bool) -> Array:
     )
 
 
-def called(function: Callable[..., Any], signature_of: Any, values: Mapping[str, Any], **options: Any) -> Any:
-    """Call with one value; with several by their names where it has them all, else in their order."""
-    if len(values) == 1:
-        return function(*values.values(), **options)
+def called(
+    function: Callable[..., Any],
+    signature_of: Any,
+    values: Mapping[str, Any],
+    *,
+    packed: Callable[[Mapping[str, Any]], Any] = dict,
+    **options: Any,
+) -> Any:
+    """Call with the inputs of a case, as the parameters want them; a single one takes all, ``packed``."""
     try:
-        parameters = inspect.signature(signature_of).parameters
+        signature = inspect.signature(signature_of)
     except (TypeError, ValueError):
-        parameters = {}  # type: ignore[assignment]
-    if values.keys() <= parameters.keys():
+        return function(*values.values(), **options)
+    parameters = signature.parameters
+    kinds = {one.kind for one in parameters.values()}
+    if inspect.Parameter.VAR_POSITIONAL in kinds and not values.keys() <= parameters.keys():
+        return function(*values.values(), **options)
+    names = [name for name, one in parameters.items() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    if inspect.Parameter.VAR_KEYWORD in kinds and (not names or values.keys() & set(names)):
         return function(**values, **options)
-    return function(*values.values(), **options)
+    if len(values) > 1 and len([name for name in names if name in values or name not in _KERAS]) == 1:
+        return function(packed(values), **options)
+    found = matched(values, names)
+    bound = inspect.BoundArguments(signature, {name: found[name] for name in names if name in found})
+    return function(*bound.args, **bound.kwargs, **options)
+
+
+_KERAS = ("training", "mask")
+"""Arguments of ``call`` that are no inputs."""
+
+
+def matched(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Inputs by the names that a model has for them; those of other names in order."""
+    others = [value for name, value in values.items() if name not in names]
+    free = [name for name in names if name not in values]
+    if len(others) > len(free):
+        raise UsageError(
+            f"the model takes {listed(names) or 'nothing'}, the case gives {listed(values)}",
+            hint="name the inputs as the model does",
+        )
+    return {name: values[name] for name in names if name in values} | dict(zip(free, others, strict=False))
+
+
+def matched_all(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Inputs by names, in the order of the names, each of which needs one."""
+    found = matched(values, names)
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise UsageError(
+            f"the model takes {listed(names)}: the case gives no {listed(missing)}",
+            hint="name the inputs as the model does",
+        )
+    return {name: found[name] for name in names}
 
 
 # -- PyTorch -------------------------------------------------------------------------------------------------
@@ -271,6 +317,12 @@ class TorchModel(Model):
         else:
             state = self._state()
         own = self.module.state_dict()
+        first: dict[int, str] = {}
+        for name, tensor in own.items():  # files hold tied tensors once
+            other = first.setdefault(tensor.data_ptr(), name) if tensor.numel() else name
+            for one, two in ((name, other), (other, name)):
+                if two in state and own[one].shape == own[two].shape:
+                    state.setdefault(one, state[two])
         counters = {name for name in own if name.endswith("num_batches_tracked")}
         if arrays is not None:  # of no use to a model that runs: other frameworks have none
             state |= {name: own[name] for name in counters - state.keys()}
@@ -368,6 +420,7 @@ class KerasModel(Model):
         if not isinstance(self.model, keras.layers.Layer):
             raise UsageError(f"{self.side['model']} gives {type(self.model).__name__}, not a Keras model")
         self.filled = self.path is None
+        self.packed: Callable[[Mapping[str, Any]], Any] = dict
 
     def fill(self) -> None:
         """Load another checkpoint when the model runs next."""
@@ -377,9 +430,9 @@ class KerasModel(Model):
         """Run it; a model that is built by its first call is filled after it."""
         import keras
 
+        if not self.model.built or len(inputs) > 1:
+            self._try(inputs)
         if not self.filled:
-            if not self.model.built:
-                self._run(inputs)
             self._load()
             self.filled = True
         statistics = self.model.non_trainable_variables
@@ -387,19 +440,30 @@ class KerasModel(Model):
         with recorder.keras(keras.layers.Layer, self.model.name):
             return self._run(inputs)
 
+    def _try(self, inputs: Mapping[str, Array]) -> None:
+        """Run it once: ``call(self, inputs)`` may unpack a dictionary or a list."""
+        try:
+            self._run(inputs)
+        except Exception:
+            self.packed = _as_list
+            try:
+                self._run(inputs)
+            except Exception:
+                self.packed = dict
+            if self.packed is dict:
+                raise
+
     def _run(self, inputs: Mapping[str, Array]) -> Any:
         """Call it as ``model(x)``: ``training=False`` would overrule a layer's own ``training=True``."""
         training = inspect.signature(self.model.call).parameters.get("training")
         options = {"training": False} if training and training.default is inspect.Parameter.empty else {}
-        if len(inputs) == 1:
-            return self.model(*inputs.values(), **options)
-        names = getattr(self.model, "input_names", None)
-        if not names:
-            return called(self.model, self.model.call, inputs, **options)
-        if set(names) - inputs.keys():
-            return self.model(list(inputs.values()), **options)
-        by_name = isinstance(getattr(self.model, "_inputs_struct", None), Mapping)
-        return self.model(dict(inputs) if by_name else [inputs[name] for name in names], **options)
+        structure = getattr(self.model, "_inputs_struct", None)  # of a functional model
+        if structure is None or len(inputs) == 1:
+            return called(self.model, self.model.call, inputs, packed=self.packed, **options)
+        by_name = isinstance(structure, Mapping)
+        names = list(structure) if by_name else [one.name for one in self.model.inputs]
+        given = matched_all(inputs, names)
+        return self.model(given if by_name else list(given.values()), **options)
 
     def _load(self) -> None:
         assert self.path is not None
@@ -407,18 +471,37 @@ class KerasModel(Model):
         if arrays is not None and all("/vars/" in name for name in arrays):
             self._load_as_file(arrays)
         elif arrays is not None:
-            fill_variables(self, variables_of(self.model.weights, "path"), arrays)
+            variables = variables_of(self.model.weights, "path")
+            root = self.model.name  # of subclassed models, in front of all names
+            fill_variables(self, _without(root, variables), _without(root, arrays))
         elif not self.path.is_file() or self.path.name.endswith(".index"):
             load_tf_checkpoint(self, self.model)
         elif self.path.name.endswith((".weights.h5", ".keras")):
-            self._refuse_other_names()
+            with self._own_file() as own:  # loading overlooks what is too much
+                self.refuse_misfits(_shapes_in(self.path), _shapes_in(own))
             self.model.load_weights(self.path)
         elif self.path.suffix in (".h5", ".hdf5"):
-            self.model.load_weights(self.path)
+            self._load_legacy()
         else:
             raise UsageError(
                 f"Keras has no loader for {self.path.name}", hint="with rules: the model is filled by names"
             )
+
+    def _load_legacy(self) -> None:
+        """Load an .h5 of Keras 2, which goes by the order of layers: its own message names no tensor."""
+        assert self.path is not None
+        try:
+            self.model.load_weights(self.path)
+        except ValueError:
+            with self._own_file(".h5") as file:
+                own = _without(self.model.name, _shapes_in(file))
+            found = _shapes_in(self.path)
+            roots = {name.partition("/")[0] for name in found}
+            layers = {name.partition("/")[0] for name in own}
+            if len(roots) == 1 and not roots & layers:  # the model's own name, which may have a number
+                found = _without(roots.pop(), found)
+            self.refuse_misfits(found, own)
+            raise
 
     def _load_as_file(self, arrays: Mapping[str, Array]) -> None:
         """Fill the model by the names that its own .weights.h5 has."""
@@ -432,18 +515,12 @@ class KerasModel(Model):
                     file[name][...] = array
             self.model.load_weights(own)
 
-    def _refuse_other_names(self) -> None:
-        """Compare the file with one that Keras writes of this model: loading overlooks what is too much."""
-        assert self.path is not None
-        with self._own_file() as own:
-            self.refuse_misfits(_shapes_in(self.path), _shapes_in(own))
-
     @contextmanager
-    def _own_file(self) -> Iterator[Path]:
-        """A file of weights that Keras writes of this model."""
+    def _own_file(self, ending: str = ".weights.h5") -> Iterator[Path]:
+        """A file that Keras writes of this model."""
         with tempfile.TemporaryDirectory(prefix="ckptkit-own-") as folder:
-            own = Path(folder, "own.weights.h5")
-            self.model.save_weights(own)
+            own = Path(folder, f"own{ending}")
+            (self.model.save if ending == ".h5" else self.model.save_weights)(own)
             yield own
 
     def explain(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -458,6 +535,14 @@ class KerasModel(Model):
             return self._run(inputs)
 
         return explain(self.model, forward, request)
+
+
+def _as_list(values: Mapping[str, Any]) -> list[Any]:
+    return list(values.values())
+
+
+def _without(root: str, named: Mapping[str, _Value]) -> dict[str, _Value]:
+    return {name.removeprefix(f"{root}/"): value for name, value in named.items()}
 
 
 def _shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
@@ -476,17 +561,21 @@ class TensorFlowModel(Model):
 
         self.versions = f"tensorflow {tf.__version__}"
         tf.random.set_seed(0)
-        self.names: dict[int, str] = {}
+        self.saved: Any = None
         if ":" in self.side["model"] and not Path(self.side["folder"], self.side["model"]).exists():
             self.function = self.factory()
             if not callable(self.function):
                 raise UsageError(f"{self.side['model']} gives {type(self.function).__name__}, not a function")
         else:
-            self._saved = tf.saved_model.load(str(Path(self.side["folder"], self.side["model"])))
-            if "serving_default" not in self._saved.signatures:
-                raise UsageError(f"{self.side['model']} has no signature serving_default")
-            self.function = self._saved.signatures["serving_default"]
-            self._by_name = list(self.function.structured_input_signature[1])
+            self.saved = tf.saved_model.load(str(Path(self.side["folder"], self.side["model"])))
+            signatures = dict(self.saved.signatures)
+            self.function = signatures.get("serving_default") or next(iter(signatures.values()), self.saved)
+            if (len(signatures) > 1 and "serving_default" not in signatures) or not callable(self.function):
+                names = f"signatures {listed(signatures)}" if signatures else "no signature"
+                raise UsageError(
+                    f"{self.side['model']} has {names}, none of them serving_default",
+                    hint="name a function that loads it and returns one: package.module:function",
+                )
         self.filled = self.path is None
 
     def fill(self) -> None:
@@ -506,17 +595,18 @@ class TensorFlowModel(Model):
             return self._run(values)
 
     def _run(self, values: Mapping[str, Any]) -> Any:
-        if not hasattr(self, "_saved"):
-            signature = getattr(self.function, "__call__", self.function)  # noqa: B004
-            return called(self.function, signature, values)
-        names = self._by_name
-        if values.keys() == set(names):
-            return self.function(**values)
-        if len(names) != len(values):
-            raise UsageError(
-                f"{self.side['model']} takes {', '.join(names)}", hint="name the inputs like them"
-            )
-        return self.function(**dict(zip(names, values.values(), strict=True)))
+        import tensorflow as tf
+
+        if not hasattr(self.function, "structured_input_signature"):
+            return called(self.function, self.function, values)
+        specs = self.function.structured_input_signature[1]
+        given = matched_all(values, list(specs))
+        return self.function(
+            **{
+                name: tf.cast(value, specs[name].dtype) if value.dtype.is_integer else value
+                for name, value in given.items()
+            }
+        )
 
     def _recorded(self, recorder: Recorder) -> AbstractContextManager[Any]:
         """Record what modules inside give: their classes' ``__call__`` is wrapped."""
@@ -527,12 +617,17 @@ class TensorFlowModel(Model):
         return _module_calls(self.function, recorder)
 
     def _load(self) -> None:
+        variables = getattr(self.function, "variables", None)
+        if variables is None:
+            raise UsageError(
+                f"{self.side['model']} gives {type(self.function).__name__}, which has no variables to fill",
+                hint="return the tf.Module that has them",
+            )
         arrays = self.by_rules()
         if arrays is not None:
-            variables = getattr(self.function, "variables", ())
             fill_variables(self, variables_of(variables, "name"), arrays)
         else:
-            load_tf_checkpoint(self, self.function)
+            load_tf_checkpoint(self, self.saved or self.function)
 
 
 def _module_calls(root: Any, recorder: Recorder) -> AbstractContextManager[Any]:
@@ -544,10 +639,10 @@ def _module_calls(root: Any, recorder: Recorder) -> AbstractContextManager[Any]:
     }
     stack = ExitStack()
     for kind in {type(module) for module in root.submodules if callable(module)}:
-        original = kind.__call__
+        original = inspect.getattr_static(kind, "__call__")  # a function, or a tf.function
 
         def call(module: Any, *args: Any, _original: Any = original, **options: Any) -> Any:
-            result = _original(module, *args, **options)
+            result = _original.__get__(module, type(module))(*args, **options)
             if id(module) in names:
                 recorder.record(names[id(module)], result)
             return result
@@ -591,18 +686,40 @@ def load_tf_checkpoint(model: Model, root: Any) -> None:
         variables = variables_of(getattr(root, "variables", ()), "name")
         fill_variables(model, variables, {name: reader.get_tensor(name) for name in stored})
         return
-    faults = []
-    roots = (tf.train.Checkpoint(root), tf.train.Checkpoint(model=root))
-    for load in (*(one.read for one in roots), *(one.restore for one in roots)):  # without and with a counter
-        try:
-            status = load(prefix)
-            status.assert_existing_objects_matched()
-            status.assert_consumed()
-        except AssertionError as error:
-            faults.append(" ".join(str(error).split()))
-        else:
-            return
-    raise ConversionError(f"{model.path} does not fit {model.side['model']}: {min(faults, key=len)}")
+    with tempfile.TemporaryDirectory(prefix="ckptkit-own-") as folder:
+        own = _objects(tf.train.Checkpoint(root).write(f"{folder}/own"))
+    found = _objects(prefix)
+    below = _place_of(own, found)
+    model.refuse_misfits(
+        {key.removeprefix(below): s for key, s in found.items() if key.startswith(below)}, own
+    )
+    for part in reversed(below.split("/")[:-1]):
+        root = tf.train.Checkpoint(**{part: root})
+    tf.train.Checkpoint(root).read(prefix).assert_existing_objects_matched()
+
+
+def _objects(prefix: str) -> dict[str, tuple[int, ...]]:
+    """The variables of a checkpoint of objects, without the state of optimizers, and their shapes."""
+    import tensorflow as tf
+
+    ending = "/.ATTRIBUTES/VARIABLE_VALUE"
+    return {
+        key.removesuffix(ending): tuple(shape)
+        for key, shape in tf.train.list_variables(prefix)
+        if key.endswith(ending) and "/.OPTIMIZER_SLOT/" not in key and key != f"save_counter{ending}"
+    }
+
+
+def _place_of(own: Iterable[str], found: Iterable[str]) -> str:
+    """Under which of the checkpoint's keys most of a model is, such as ``model/``."""
+    names = set(own)
+    parts = [key.split("/") for key in found]
+    places = Counter(
+        "/".join(one[:n]) for one in parts for n in range(len(one)) if "/".join(one[n:]) in names
+    )
+    most = max(places.values(), default=0)
+    place = min((one for one, count in places.items() if count == most), key=len, default="")
+    return f"{place}/" if place else ""
 
 
 # -- ONNX and JAX --------------------------------------------------------------------------------------------
@@ -629,23 +746,21 @@ class OnnxModel(Model):
 
     def call(self, inputs: Mapping[str, Array], recorder: Recorder) -> Any:
         """Run it."""
-        names = [one.name for one in self.session.get_inputs()]
-        if inputs.keys() != set(names):
-            if len(names) != len(inputs):
-                raise UsageError(
-                    f"{self.side['model']} takes {', '.join(names)}", hint="name the inputs like them"
-                )
-            inputs = dict(zip(names, inputs.values(), strict=True))
-        found = dict(
-            zip(
-                [*self.stages, *self.outputs],
-                self.session.run([*self.stages, *self.outputs], dict(inputs)),
-                strict=True,
-            )
-        )
+        kinds = {one.name: one.type for one in self.session.get_inputs()}
+        given = {
+            name: as_declared(array, kinds[name].removeprefix("tensor(").removesuffix(")"))
+            for name, array in matched_all(inputs, list(kinds)).items()
+        }
+        names = [*self.stages, *self.outputs]
+        found = dict(zip(names, self.session.run(names, given), strict=True))
         for name in self.stages:
             recorder.record(name, found[name])
         return {name: found[name] for name in self.outputs}
+
+
+def as_declared(array: Array, dtype: str) -> Array:
+    """Integers as wide as a graph wants them: the other side may want others."""
+    return array.astype(dtype) if array.dtype.kind == "i" and dtype in ("int32", "int64") else array
 
 
 class JaxModel(Model):
@@ -658,12 +773,12 @@ class JaxModel(Model):
         self.versions = f"jax {jax.__version__}"
         made = self.factory()
         self.function, self.parameters = made if isinstance(made, tuple) else (made, None)
-        self.signature_of = self.function
+        if not callable(self.function):
+            raise UsageError(f"{self.side['model']} gives {type(self.function).__name__}, not a function")
+        self.signature_of = self.function if self.parameters is None else partial(self.function, None)
         if (linen := sys.modules.get("flax.linen")) and isinstance(self.function, linen.Module):
             self.versions += f", flax {sys.modules['flax'].__version__}"
             self.function, self.signature_of = self.function.apply, self.function.__call__
-        if not callable(self.function):
-            raise UsageError(f"{self.side['model']} gives {type(self.function).__name__}, not a function")
         if self.path is not None:
             self.fill()
 

@@ -50,6 +50,9 @@ def tensors_in(value: Any, name: str) -> "list[Any]":
         return []
     if hasattr(value, "items"):
         return [pair for key, one in value.items() for pair in tensors_in(one, name + "." + str(key))]
+    fields = getattr(value, "_fields", None) or getattr(type(value), "__dataclass_fields__", None)
+    if fields:  # of a named tuple or a dataclass
+        return [pair for key in fields for pair in tensors_in(getattr(value, key), name + "." + key)]
     if isinstance(value, (list, tuple)):
         if len(value) == 1:
             return tensors_in(value[0], name)
