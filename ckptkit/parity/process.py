@@ -34,13 +34,16 @@ class ChildProcess:
         self.called = called  # in messages
         self._log, self._timeout, self._timed_out = log, timeout, False
         self._asked = 0
+        self._start(serving, folder)
+
+    def _start(self, serving: str, folder: Path | None) -> None:
         places = [place for place in sys.path if Path(place).is_absolute()]  # never the current folder
-        with log.open("wb") as errors_of_child:
+        with self._log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 (Python itself, with a program of our own)
                 [sys.executable, "-c", _PROGRAM.format(places, serving)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=errors_of_child,
+                stderr=log,
                 cwd=folder,
                 env={
                     "KERAS_BACKEND": "tensorflow",

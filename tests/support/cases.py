@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,33 +12,35 @@ from typing import Any
 import pytest
 
 from ckptkit.parity import any_model
-from ckptkit.parity.child import MODELS, Model
+from ckptkit.parity.child import MODELS
 from ckptkit.parity.sides import SideProcess
 
 SHAPE = "{shape: [2, 16, 16, 3], layout: NHWC, seed: 7}"
 STAGES = ["stem", "norm", "mix", "attention"]
 
 
-class Here(SideProcess):
-    """A side without a process of its own."""
+class AnswersHere:
+    """In place of a process: what it would answer is computed in the test's."""
 
-    def _start(self) -> None:
-        self._model: Model | None = None
+    models: Mapping[str, Callable[[dict[str, Any]], Any]] = MODELS
+    ended = False
 
-    def _receive(self) -> dict[str, Any]:
-        self._model = MODELS[self.text.framework](self._description())
-        return self._model.answer({"do": "open"})
+    def _start(self, *_: Any) -> None:
+        self._model: Any = None
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self._model is not None
-        return json.loads(json.dumps(self._model.answer(json.loads(json.dumps(request)))))
+    def send(self, request: dict[str, Any]) -> None:
+        self._request = json.loads(json.dumps(request))
 
-    @property
-    def ended(self) -> bool:
-        return False
+    def receive(self) -> Any:
+        self._model = self._model or self.models[self._request["framework"]](self._request)
+        return json.loads(json.dumps(self._model.answer(self._request)))
 
     def end(self) -> None:
         pass
+
+
+class Here(AnswersHere, SideProcess):
+    """A side of a case file."""
 
 
 @contextmanager

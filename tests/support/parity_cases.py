@@ -21,6 +21,7 @@ from ckptkit.parity import apart
 from ckptkit.parity.report import ParityReport
 from ckptkit.parity.run import ParityRequest, prove
 from ckptkit.workspace import Located
+from tests.support.cases import AnswersHere
 
 VARIANT = "tiny-moat0"
 SIDE = 64
@@ -29,23 +30,10 @@ SIDE = 64
 OUTPUTS = ("stage1", "stage2", "stage3", "stage4", "stage5", "logits")
 
 
-class ModelHere:
-    """Answers as the process of a framework does, in this one: frameworks are loaded, toys are known."""
+class ModelHere(AnswersHere, apart.ModelProcess):
+    """The model of a family; planted faults and toys are known to it."""
 
-    ended = False
-    prepare = apart.ModelProcess.prepare
-
-    def __init__(self, framework: Any, folder: Path) -> None:
-        self.framework, self.called = framework, ""
-
-    def begin(self, what: str, **how: Any) -> None:
-        self.request = json.loads(json.dumps({"do": what, "framework": self.framework, **how}))
-
-    def receive(self) -> Any:
-        return json.loads(json.dumps(apart._Models(self.request).answer(self.request)))
-
-    def end(self) -> None:
-        """There is nothing to end."""
+    models = dict.fromkeys(("keras", "torch"), apart._Models)
 
 
 @contextmanager
