@@ -75,13 +75,17 @@ class Allowance:
         return cls(2 + 20 * seconds, 256 * _MB + 4 * images.nbytes + 128 * largest)
 
 
-def open_foreign_onnx(path: Path) -> OnnxGraph:
-    """Check an ONNX file and load it into ONNX Runtime, in another process."""
+_PLENTY = Allowance(1e6, 1 << 50)
+"""For a graph that was just exported: a busy machine may take its time."""
+
+
+def open_foreign_onnx(path: Path, *, limited: bool = True) -> OnnxGraph:
+    """Check an ONNX file and load it into ONNX Runtime, in another process; one of ours needs no limits."""
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file")
     if path.stat().st_size > _LARGEST_FILE:
         raise FormatError(path, f"not a valid ONNX file: more than {_LARGEST_FILE:,} bytes")
-    apart = _Apart(path)
+    apart = _Apart(path, limited=limited)
     try:
         found, _ = apart.ask({}, b"", Allowance.to_load(_weight(path)), "load")
     except BaseException:
@@ -112,8 +116,8 @@ def _weight(path: Path) -> int:
 class _Apart:
     """The other process, which answers as a session of ONNX Runtime does."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, limited: bool) -> None:
+        self._path, self._limited = path, limited
         code = (
             "import sys; sys.path[:] = {!r}; from ckptkit.models.graphs.onnx_apart import serve; serve({!r})"
         )
@@ -148,6 +152,7 @@ class _Apart:
     ) -> tuple[dict[str, Any], bytes]:
         """Send a request; gives the answer."""
         assert self._process.stdin is not None and self._process.stdout is not None
+        allowance = allowance if self._limited else _PLENTY
         patience = threading.Timer(60 + 20 * allowance.seconds, self._process.kill)  # of a busy machine
         patience.daemon = True
         patience.start()
