@@ -232,13 +232,26 @@ def onnx_preloaded(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(onnx_apart, "subprocess", preloaded(*modules))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _models_preloaded() -> Generator[None, None, None]:
+    """Start processes that run models as forks of one that has both frameworks, which takes seven seconds.
+
+    What runs ckptkit itself in a process of its own, as test_apart.py does, starts them as users do.
+    """
+    from ckptkit.parity import process
+    from tests.support.preloaded import FRAMEWORKS, preloaded
+
+    with pytest.MonkeyPatch.context() as patch:
+        if hasattr(os, "fork"):
+            patch.setattr(process, "subprocess", preloaded(*FRAMEWORKS))
+        yield
+
+
 @pytest.fixture
-def sides_preloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start the sides of cases and models to look at as forks of a process that has both frameworks."""
+def factories_preloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build models whose names and shapes are asked for in such forks, too."""
     from ckptkit.compare import built_models
-    from ckptkit.parity import sides
     from tests.support.preloaded import FRAMEWORKS, preloaded
 
     if hasattr(os, "fork"):
-        for module in (sides, built_models):
-            monkeypatch.setattr(module, "subprocess", preloaded(*FRAMEWORKS))
+        monkeypatch.setattr(built_models, "subprocess", preloaded(*FRAMEWORKS))

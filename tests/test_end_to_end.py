@@ -10,7 +10,6 @@ import pytest
 from ckptkit.demo import serve_file
 from ckptkit.formats.detect import open_reader
 from ckptkit.registry.loading import load_registry
-from tests.parity.conftest import keras_built_once  # noqa: F401 (a fixture)
 from tests.support.commands import runner
 from tests.support.moat_reference import recipe_tensor
 from tests.support.moganet_weights import recipe_state
@@ -21,9 +20,6 @@ CASES = [
     ("tiny_moat0_nope_ema.tar.gz", "tiny-moat0-256-noposemb", "ema"),
     ("tiny_moat0_nope_ema.tar.gz", "tiny-moat0-256-noposemb", "raw"),
 ]
-
-pytestmark = pytest.mark.usefixtures("keras_built_once")
-
 
 MOGANET_CASES = [
     ("moga_xtiny_openmixup.pth", "moganet-xt-224", "auto"),

@@ -48,7 +48,7 @@ def test_the_tutorial_is_one_of_them() -> None:
     assert case == yaml.safe_load((PORTS / "t5_encoder" / "case.yaml").read_text(encoding="utf-8"))
 
 
-@pytest.mark.usefixtures("sides_preloaded")
+@pytest.mark.usefixtures("factories_preloaded")
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.slow if name == "mobilenet_v2" else ()) for name in COMMANDS],

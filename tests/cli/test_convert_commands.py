@@ -18,21 +18,15 @@ import pytest
 from ckptkit.families.moat.published import synthetic_tensor
 from ckptkit.formats.detect import open_reader
 from ckptkit.models.synth import Synthetic, write_archive, write_bundle
+from tests.support import preloaded
 from tests.support.commands import Runner, runner
 
 COMMAND = [sys.executable, "-m", "ckptkit.cli.app"]
 
 
-def run(*arguments, cwd=None, **options):
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=120,
-        check=False,
-        **options,
-    )
+def run(*arguments, cwd=None):
+    line = [sys.executable, "-m", "ckptkit", *map(str, arguments)]
+    return preloaded.run(line, cwd or Path.cwd(), modules=preloaded.CONVERSION)
 
 
 def one_line(text):
@@ -251,8 +245,13 @@ def small_files_only():
 
 @pytest.mark.parametrize("to", ["safetensors", "torch", "tf", "npz"])
 def test_a_full_disk_is_one_line_and_leaves_nothing(folder, tmp_path, to):
-    done = run(
-        "convert", folder / "model.ckpt", "--to", to, "-o", tmp_path / "x.out", preexec_fn=small_files_only
+    done = subprocess.run(
+        [*COMMAND, "convert", folder / "model.ckpt", "--to", to, "-o", tmp_path / "x.out"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        preexec_fn=small_files_only,
     )
     assert done.returncode == 5, done.stderr
     assert "x.out" in one_line(done.stderr)

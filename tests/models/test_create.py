@@ -16,6 +16,7 @@ from ckptkit.workspace import Workspace
 from tests.conftest import REPOSITORY
 from tests.support.moat_reference import golden_input, load_golden
 from tests.support.models import FRAMEWORKS, need, run, torch_images
+from tests.support.toys import MOAT, SETTINGS, toy_file, toy_variants
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -48,19 +49,25 @@ def test_another_number_of_classes_keeps_the_body(bundle, framework):
         np.testing.assert_array_equal(one, other)
 
 
-HEADS = {"tiny-moat0": {}, "moganet-xt": {"attn_force_fp32": True}}
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    """Checkpoints of both families' models of one block a stage."""
+    with toy_variants():
+        yield {variant: toy_file(tmp_path_factory.mktemp("toys"), variant) for variant in SETTINGS}
 
 
-@pytest.mark.parametrize("variant", HEADS)
+@pytest.mark.parametrize("variant", SETTINGS)
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_a_new_head_on_the_same_body(bundle, moganet_files, framework, variant):
+def test_a_new_head_on_the_same_body(toys, framework, variant):
     need(framework)
     x = golden_input(64, 64)[:1]
-    file = bundle if variant == "tiny-moat0" else moganet_files["openmixup"]
-    model = create_model(variant, framework, checkpoint=file, **HEADS[variant])
+    file = toys[variant]
+    model = create_model(variant, framework, checkpoint=file, **SETTINGS[variant])
     before = run(model, framework, x)
     stages = run(
-        create_model(variant, framework, checkpoint=file, features_only=True, **HEADS[variant]), framework, x
+        create_model(variant, framework, checkpoint=file, features_only=True, **SETTINGS[variant]),
+        framework,
+        x,
     )
     assert model.num_features == stages[-1].shape[-1]
     model.reset_classifier(0)
@@ -75,31 +82,32 @@ def test_a_new_head_on_the_same_body(bundle, moganet_files, framework, variant):
         {
             name: tensor.numpy()
             for name, tensor in tensors_of(
-                create_model(variant, framework, checkpoint=file, **HEADS[variant])
+                create_model(variant, framework, checkpoint=file, **SETTINGS[variant])
             ).items()
         },
     )
     np.testing.assert_array_equal(run(model, framework, x), before)
 
 
-@pytest.mark.parametrize("variant", HEADS)
+@pytest.mark.usefixtures("toys")
+@pytest.mark.parametrize("variant", SETTINGS)
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_backbone_gets_a_head(framework, variant):
     need(framework)
-    model = create_model(variant, framework, num_classes=None, **HEADS[variant])
+    model = create_model(variant, framework, num_classes=None, **SETTINGS[variant])
     model.reset_classifier(7)
     assert run(model, framework, golden_input(64, 64)[:1]).shape == (1, 7)
-    whole = create_model(variant, framework, num_classes=7, **HEADS[variant])
+    whole = create_model(variant, framework, num_classes=7, **SETTINGS[variant])
     assert {name: t.shape for name, t in tensors_of(model).items()} == {
         name: t.shape for name, t in tensors_of(whole).items()
     }
 
 
-def test_keras_saves_and_trains_a_new_head(bundle, tmp_path):
+def test_keras_saves_and_trains_a_new_head(toys, tmp_path):
     need("keras")
     from ckptkit.families.keras_backend import keras
 
-    model = create_model("tiny-moat0", "keras", checkpoint=bundle)
+    model = create_model(MOAT, "keras", checkpoint=toys[MOAT])
     x = golden_input(64, 64)
     model.predict(x, verbose=0)
     model.reset_classifier(3)

@@ -94,7 +94,6 @@ WAYS: dict[str, tuple[str, type[Exception], str]] = {
 
 
 @pytest.mark.parametrize(("model", "kind", "words"), WAYS.values(), ids=WAYS.keys())
-@pytest.mark.usefixtures("sides_preloaded")
 def test_what_ends_a_side_is_said_in_one_line(model: str, kind: type[Exception], words: str, folder: Path):
     pytest.importorskip("torch")
     with pytest.raises(kind, match=words) as caught:
@@ -102,7 +101,6 @@ def test_what_ends_a_side_is_said_in_one_line(model: str, kind: type[Exception],
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.usefixtures("sides_preloaded")
 def test_a_side_that_hangs_is_ended(folder: Path):
     pytest.importorskip("torch")
     began = time.monotonic()
@@ -292,7 +290,6 @@ def test_python_has_it_too(folder: Path):
         ckptkit.parity()
 
 
-@pytest.mark.usefixtures("sides_preloaded")
 def test_the_example_in_two_processes(tmp_path: Path, capsys: Any):
     """Both frameworks at once, each in a process of its own; the checkpoint by rules for Keras."""
     pytest.importorskip("torch")

@@ -209,6 +209,7 @@ class Preloaded:
 
 of = cache(Preloaded)
 FRAMEWORKS = ("torch", "tensorflow", "keras")
+CONVERSION = ("numpy", "ckptkit.cli.convert_commands", "ckptkit.convert.execution", "ckptkit.models.synth")
 
 
 def preloaded(*modules: str) -> SimpleNamespace:
@@ -221,15 +222,18 @@ def preloaded(*modules: str) -> SimpleNamespace:
 
 
 def run(
-    command: Sequence[str | Path], folder: Path, environment: Mapping[str, str] | None = None
+    command: Sequence[str | Path],
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    modules: Sequence[str] = FRAMEWORKS,
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python to its end with both frameworks imported; what it prints is text."""
+    """Run Python to its end with these modules imported, else both frameworks; what it prints is text."""
     if not hasattr(os, "fork"):
         return subprocess.run(
             command, cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        program = of(*FRAMEWORKS).popen(command, stdout=out, stderr=err, cwd=folder, env=environment)
+        program = of(*modules).popen(command, stdout=out, stderr=err, cwd=folder, env=environment)
         try:
             program.wait(300)
         finally:
