@@ -49,7 +49,7 @@ from ckptkit.formats.torch_pickle import (
     storage_dtype,
     whole_number,
 )
-from ckptkit.formats.torch_state_dicts import find_state_dict
+from ckptkit.formats.torch_state_dicts import Table, find_state_dict
 from ckptkit.formats.zip import STORED, CheckedMembers, ZipEntry, read_directory
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -455,108 +455,50 @@ def _tar_tensors(stream: _Stream, objects: dict[int, object]) -> None:
         stream.finish()
 
 
-# -- the reader --------------------------------------------------------------------------------------------
+# -- one file ------------------------------------------------------------------------------------------------
 
 
-class TorchReader(MappedReader):
-    """A file written by ``torch.save``: zip archive, legacy pickle stream, or the first tar layout.
+class TorchFile:
+    """What torch.save wrote: an object, and where the bytes of its tensors are.
 
-    Nothing that the file names is imported or called (see `ckptkit.formats.pickle_machine`).
+    ``folder`` is an unpacked archive, whose other files are opened and added to ``files``.
     """
 
-    format = "torch"
-
     def __init__(
-        self,
-        path: str | Path,
-        *,
-        state_dict: str | None = None,
-        weights: Weights | None = None,
-        as_saved: bool = False,
+        self, file: MappedFile, folder: Path | None = None, files: list[MappedFile] | None = None
     ) -> None:
-        self._wanted = (state_dict, weights)
-        self._as_saved = as_saved
-        self._folder = Path(path) if Path(path).is_dir() else None
-        super().__init__(path, self._folder and self._folder / "data.pkl")
-
-    def _open(self) -> None:
-        stream, folder = _Stream(self._file), self._folder
-        kind = ""
-        try:
-            contents = _load_folder(stream, folder, self._files) if folder else _load(stream)
-            kind = contents.kind
-            wanted, weights = self._wanted
-            found = find_state_dict(self.path, contents.root, wanted=wanted, weights=weights, kind=kind)
-        except FormatError as error:
-            if stream.would_run:
-                raise _running(self.path, stream.would_run, kind) from error
-            raise
-        self.state_dicts: tuple[str, ...] = found.names
-        self.state_dict: str | None = found.name
-        self.weights: Copy | None = found.copy
-        self.metadata: Mapping[str, str] = contents.metadata
-        self._root = contents.root
+        self.path = folder or file.path
+        self._file = file
+        stream = _Stream(file)
+        self.would_run = stream.would_run
+        self.kind = ""
+        with self.running():
+            contents = (
+                _load_folder(stream, folder, [] if files is None else files) if folder else _load(stream)
+            )
+        self.root, self.metadata, self.kind = contents.root, contents.metadata, contents.kind
         self._storages, self._big_endian = contents.storages, contents.big_endian
         self._members = contents.members
-        self.notes: list[str] = []
-        self._beside: dict[str, object] = {}
-        if stream.would_run:
-            warning = _running(self.path, stream.would_run, kind)
-            self.notes = [f"this {warning.reason}; {warning.hint}"]
-        self._take(self._values(found.table))
-        self._refuse_expansion()
-
-    def _values(self, table: Mapping[object, object]) -> dict[str, TensorRef | PickledArray | str]:
-        """The tensors of a state dict by name, or why one cannot be carried."""
-        values: dict[str, TensorRef | PickledArray | str] = {}
-        others, inside = 0, _Inside()
-        for key, value in table.items():
-            name = key if isinstance(key, str) else describe(key, 200)
-            tensor = inside.tensor(value)
-            if tensor is None:
-                others += 1
-                self._set_aside(name, value, others)
-            elif name in values:
-                raise FormatError(self.path, f"two tensors are called {name!r}")
-            elif isinstance(tensor, str) and not tensor.isprintable():
-                raise FormatError(self.path, f"tensor {name!r} is {describe(value, 200)}")
-            else:
-                values[name] = tensor
-        if others > _MAX_NOTED:
-            self.notes.append(f"{counted(others - _MAX_NOTED, 'more value', 'are')} not tensors: skipped")
-        if self._as_saved or not _all_have_prefix(values.keys()):
-            return values
-        self.notes.append(f"the prefix '{PREFIX}' of every name is left out")
-        return {name.removeprefix(PREFIX): tensor for name, tensor in values.items()}
-
-    def _set_aside(self, name: str, value: object, count: int) -> None:
-        """Keep a value that is not a tensor for `also` and `extras`."""
-        if count <= _MAX_NOTED:
-            self.notes.append(f"{describe(name, 80)} is not a tensor ({describe(value, 80)}): skipped")
-        if count <= _MAX_BESIDE:
-            self._beside[describe(name, 200)] = value
-
-    def _take(self, values: Mapping[str, TensorRef | PickledArray | str]) -> None:
-        """Check every tensor; what cannot be carried is left out."""
         self._met: dict[tuple[str, int], DType] = {}
-        self._tensors: dict[str, TensorRef] = {}
-        self._arrays: dict[str, PickledArray] = {}
-        specs: dict[str, TensorSpec] = {}
-        left_out: dict[str, str] = {}
-        for name, value in values.items():
-            spec = self._spec(name, value) if isinstance(value, TensorRef) else value
-            if isinstance(spec, str):
-                left_out[name] = spec
-            elif isinstance(spec, PickledArray):
-                self._arrays[name] = spec
-                specs[name] = TensorSpec(name, spec.dtype, spec.shape)
-            elif isinstance(value, TensorRef):
-                self._tensors[name] = value
-                specs[name] = spec
-        self.specs: Mapping[str, TensorSpec] = specs
-        self.left_out: Mapping[str, str] = left_out
 
-    def _spec(self, name: str, tensor: TensorRef) -> TensorSpec | str:
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Refuse a file, for whatever reason, as one that runs code where it does."""
+        try:
+            yield
+        except FormatError as error:
+            if self.would_run:
+                raise _running(self.path, self.would_run, self.kind) from error
+            raise
+
+    def note_running(self) -> list[str]:
+        """A sentence on what a file runs that is read all the same."""
+        if not self.would_run:
+            return []
+        warning = _running(self.path, self.would_run, self.kind)
+        return [f"this {warning.reason}; {warning.hint}"]
+
+    def spec(self, name: str, tensor: TensorRef) -> TensorSpec | str:
         """Check that a tensor is inside its storage and its storage inside the file.
 
         A text says why it cannot be carried.
@@ -604,12 +546,124 @@ class TorchReader(MappedReader):
             (tensor.dtype, width), DType(tensor.dtype, width, "opaque", torch=tensor.dtype)
         )
 
-    def _refuse_expansion(self) -> None:
+    def refuse_expansion(self, claimed: int) -> None:
         """A few bytes seen through zero strides can pretend to be any amount of data."""
         real = sum(extent.nbytes for extent in self._storages.values())
-        claimed = sum(self.specs[name].nbytes for name in self._tensors)
         if claimed > LIMITS["nbytes"].of(real):
             raise FormatError(self.path, f"its tensors claim {claimed} bytes, but share {real} bytes of data")
+
+    def read(self, tensor: TensorRef, dtype: DType) -> Array:
+        """A view with the strides a checked tensor was saved with."""
+        array = self._view(tensor, dtype)
+        return swapped(array, dtype) if self._big_endian else array
+
+    def _view(self, tensor: TensorRef, dtype: DType) -> Array:
+        strides = [
+            step * dtype.itemsize if size > 1 else dtype.itemsize
+            for size, step in zip(tensor.shape, tensor.strides, strict=True)
+        ]
+        file, start, _ = self.span(tensor, dtype)
+        return file.view(start, dtype, tensor.shape, strides)
+
+    def raw(self, tensor: TensorRef, spec: TensorSpec) -> RawTensor | None:
+        """The bytes of a checked tensor, where they are in C order, or there are no whole elements."""
+        if self._big_endian and spec.dtype.itemsize > 1:
+            return None
+        if not _is_contiguous(tensor):
+            if spec.dtype.itemsize:
+                return None
+            packed = self._view(tensor, DTYPES["uint8"]).copy(order="C").reshape(-1)
+            return RawTensor(spec.shape, packed.data)
+        file, start, stop = self.span(tensor, spec.dtype)
+        return RawTensor(spec.shape, file.raw(start, stop - start))
+
+    def check(self, tensor: TensorRef, what: str) -> bool:
+        """Compare the storage of a tensor with the CRC-32 of its zip entry."""
+        extent = self._storages.get(tensor.storage.key)
+        if extent is None or extent.member is None or self._members is None:
+            return False
+        return self._members.require(extent.member, what)
+
+    def check_rest(self) -> None:
+        """Check every member of a zip archive that has not been checked."""
+        if self._members is not None:
+            self._members.require_all()
+
+    def release(self, tensor: TensorRef, dtype: DType) -> None:
+        """Give back the memory pages of one tensor."""
+        file, start, stop = self.span(tensor, dtype)
+        file.release(start, stop - start)
+
+    def span(self, tensor: TensorRef, dtype: DType) -> tuple[MappedFile, int, int]:
+        """The file that a checked tensor is in, and its first and last byte (exclusive) there."""
+        if 0 in tensor.shape:
+            return self._file, 0, 0
+        extent = self._storages[tensor.storage.key]
+        start = extent.offset + (tensor.storage.offset + tensor.offset) * _itemsize(dtype)
+        return extent.file, start, start + _reach(tensor) * _itemsize(dtype)
+
+
+# -- the readers ---------------------------------------------------------------------------------------------
+
+
+class StateDictReader(MappedReader):
+    """The state dict that is wanted of an object, and what else the object holds."""
+
+    _root: object
+
+    def __init__(
+        self,
+        path: str | Path,
+        file: Path | None = None,
+        *,
+        state_dict: str | None = None,
+        weights: Weights | None = None,
+        as_saved: bool = False,
+    ) -> None:
+        self._wanted = (state_dict, weights)
+        self._as_saved = as_saved
+        self.notes: list[str] = []
+        self._beside: dict[str, object] = {}
+        super().__init__(path, file)
+
+    def _find(self, root: object, kind: str = "") -> Table:
+        """The state dict to read."""
+        wanted, weights = self._wanted
+        found = find_state_dict(self.path, root, wanted=wanted, weights=weights, kind=kind)
+        self.state_dicts, self.state_dict = found.names, found.name
+        self.weights: Copy | None = found.copy
+        self._root = root
+        return found.table
+
+    def _values(self, table: Mapping[object, object]) -> dict[str, TensorRef | PickledArray | str]:
+        """The tensors of a state dict by name, or why one cannot be carried."""
+        values: dict[str, TensorRef | PickledArray | str] = {}
+        others, inside = 0, _Inside()
+        for key, value in table.items():
+            name = key if isinstance(key, str) else describe(key, 200)
+            tensor = inside.tensor(value)
+            if tensor is None:
+                others += 1
+                self._set_aside(name, value, others)
+            elif name in values:
+                raise FormatError(self.path, f"two tensors are called {name!r}")
+            elif isinstance(tensor, str) and not tensor.isprintable():
+                raise FormatError(self.path, f"tensor {name!r} is {describe(value, 200)}")
+            else:
+                values[name] = tensor
+        if others > _MAX_NOTED:
+            self.notes.append(f"{counted(others - _MAX_NOTED, 'more value', 'are')} not tensors: skipped")
+        if self._as_saved or not _all_have_prefix(values.keys()):
+            return values
+        self.notes.append(f"the prefix '{PREFIX}' of every name is left out")
+        return {name.removeprefix(PREFIX): tensor for name, tensor in values.items()}
+
+    def _set_aside(self, name: str, value: object, count: int) -> None:
+        """Keep a value that is not a tensor for `also` and `extras`."""
+        if count <= _MAX_NOTED:
+            self.notes.append(f"{describe(name, 80)} is not a tensor ({describe(value, 80)}): skipped")
+        if count <= _MAX_BESIDE:
+            self._beside[describe(name, 200)] = value
 
     @cached_property
     def extras(self) -> Mapping[str, str]:
@@ -636,6 +690,55 @@ class TorchReader(MappedReader):
 
     def _in_state_dict(self) -> dict[str, str]:
         return {name: describe(value, 80) for name, value in self._beside.items()}
+
+
+class TorchReader(StateDictReader):
+    """A file written by ``torch.save``: zip archive, legacy pickle stream, or the first tar layout.
+
+    Nothing that the file names is imported or called (see `ckptkit.formats.pickle_machine`).
+    """
+
+    format = "torch"
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        state_dict: str | None = None,
+        weights: Weights | None = None,
+        as_saved: bool = False,
+    ) -> None:
+        self._folder = Path(path) if Path(path).is_dir() else None
+        file = self._folder and self._folder / "data.pkl"
+        super().__init__(path, file, state_dict=state_dict, weights=weights, as_saved=as_saved)
+
+    def _open(self) -> None:
+        self._torch = TorchFile(self._file, self._folder, self._files)
+        with self._torch.running():
+            table = self._find(self._torch.root, self._torch.kind)
+        self.metadata: Mapping[str, str] = self._torch.metadata
+        self.notes += self._torch.note_running()
+        self._take(self._values(table))
+        self._torch.refuse_expansion(sum(self.specs[name].nbytes for name in self._tensors))
+
+    def _take(self, values: Mapping[str, TensorRef | PickledArray | str]) -> None:
+        """Check every tensor; what cannot be carried is left out."""
+        self._tensors: dict[str, TensorRef] = {}
+        self._arrays: dict[str, PickledArray] = {}
+        specs: dict[str, TensorSpec] = {}
+        left_out: dict[str, str] = {}
+        for name, value in values.items():
+            spec = self._torch.spec(name, value) if isinstance(value, TensorRef) else value
+            if isinstance(spec, str):
+                left_out[name] = spec
+            elif isinstance(spec, PickledArray):
+                self._arrays[name] = spec
+                specs[name] = TensorSpec(name, spec.dtype, spec.shape)
+            elif isinstance(value, TensorRef):
+                self._tensors[name] = value
+                specs[name] = spec
+        self.specs: Mapping[str, TensorSpec] = specs
+        self.left_out: Mapping[str, str] = left_out
 
     @cached_property
     def same(self) -> Mapping[str, str]:
@@ -671,45 +774,23 @@ class TorchReader(MappedReader):
         dtype = whole_bytes(self.path, self.specs[name])
         if name in self._arrays:
             return self._arrays[name].read(self._file)
-        array = self._view(name, dtype)
-        return swapped(array, dtype) if self._big_endian else array
-
-    def _view(self, name: str, dtype: DType) -> Array:
-        tensor = self._tensors[name]
-        strides = [
-            step * dtype.itemsize if size > 1 else dtype.itemsize
-            for size, step in zip(tensor.shape, tensor.strides, strict=True)
-        ]
-        file, start, _ = self._span(name)
-        return file.view(start, dtype, tensor.shape, strides)
+        return self._torch.read(self._tensors[name], dtype)
 
     def _raw(self, name: str) -> RawTensor | None:
         spec = self.specs[name]
         if name in self._arrays:
             content = self._arrays[name].plain(self._file)
             return None if content is None else RawTensor(spec.shape, content)
-        if self._big_endian and spec.dtype.itemsize > 1:
-            return None
-        if not _is_contiguous(self._tensors[name]):
-            if spec.dtype.itemsize:
-                return None
-            packed = self._view(name, DTYPES["uint8"]).copy(order="C").reshape(-1)
-            return RawTensor(spec.shape, packed.data)
-        file, start, stop = self._span(name)
-        return RawTensor(spec.shape, file.raw(start, stop - start))
+        return self._torch.raw(self._tensors[name], spec)
 
     def check(self, name: str, known: int | None = None) -> bool:
         """Compare the storage of a tensor with the CRC-32 of its zip entry."""
         self._require(name)
-        extent = None if name in self._arrays else self._storages.get(self._tensors[name].storage.key)
-        if extent is None or extent.member is None or self._members is None:
-            return False
-        return self._members.require(extent.member, f"tensor {name!r}")
+        return name in self._tensors and self._torch.check(self._tensors[name], f"tensor {name!r}")
 
     def check_rest(self) -> None:
         """Check every member of a zip archive that has not been checked."""
-        if self._members is not None:
-            self._members.require_all()
+        self._torch.check_rest()
 
     def _check_bytes(self, name: str) -> None:
         self.check(name)
@@ -720,17 +801,10 @@ class TorchReader(MappedReader):
         if name in self._arrays:
             self._arrays[name].release(self._file)
         else:
-            file, start, stop = self._span(name)
-            file.release(start, stop - start)
+            self._torch.release(self._tensors[name], self.specs[name].dtype)
 
     def _span(self, name: str) -> tuple[MappedFile, int, int]:
-        """The file that a checked tensor is in, and its first and last byte (exclusive) there."""
-        tensor, itemsize = self._tensors[name], _itemsize(self.specs[name].dtype)
-        if 0 in tensor.shape:
-            return self._file, 0, 0
-        extent = self._storages[tensor.storage.key]
-        start = extent.offset + (tensor.storage.offset + tensor.offset) * itemsize
-        return extent.file, start, start + _reach(tensor) * itemsize
+        return self._torch.span(self._tensors[name], self.specs[name].dtype)
 
 
 class _Inside:
