@@ -242,7 +242,7 @@ def convert(
     from ckptkit.convert.pipeline import Options, convert_checkpoint, planned_paths
 
     workspace = workspace_of_environment()
-    folder = output is not None and is_folder(output)
+    folder = output is not None and is_folder(output, to=to)
     options = Options(
         to=format_to_write(to, None if folder else output, what),
         layout=layout,

@@ -6,7 +6,7 @@ one `Budget` before it does the work. So a small file never costs much, and a la
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -48,15 +48,18 @@ class Budget:
     ckptkit.base.errors.FormatError: a.index: more than 100,025 values and entries in a file of 100 bytes
     """
 
-    __slots__ = ("_file", "_refuse", "names", "nbytes", "nodes", "steps")
+    __slots__ = ("_file", "_limits", "_refuse", "names", "nbytes", "nodes", "steps")
 
-    def __init__(self, nbytes: int, refuse: Callable[[str], Exception]) -> None:
+    def __init__(
+        self, nbytes: int, refuse: Callable[[str], Exception], limits: Mapping[str, Limit] = LIMITS
+    ) -> None:
         self._file = nbytes
         self._refuse = refuse
-        self.steps = LIMITS["steps"].of(nbytes)
-        self.nodes = LIMITS["nodes"].of(nbytes)
-        self.names = LIMITS["names"].of(nbytes)
-        self.nbytes = LIMITS["nbytes"].of(nbytes)
+        self._limits = limits
+        self.steps = limits["steps"].of(nbytes)
+        self.nodes = limits["nodes"].of(nbytes)
+        self.names = limits["names"].of(nbytes)
+        self.nbytes = limits["nbytes"].of(nbytes)
 
     def spend(self, *, steps: int = 0, nodes: int = 0, names: int = 0, nbytes: int = 0) -> None:
         """Take from what is left; a hot loop may subtract from an attribute, and call this below zero."""
@@ -68,7 +71,7 @@ class Budget:
             self._over()
 
     def _over(self) -> NoReturn:
-        limit = next(limit for name, limit in LIMITS.items() if getattr(self, name) < 0)
+        limit = next(limit for name, limit in self._limits.items() if getattr(self, name) < 0)
         raise self._refuse(
             f"more than {limit.of(self._file):,} {limit.what} in a file of {self._file:,} bytes"
         )

@@ -126,7 +126,6 @@ def convert(
     """
     from ckptkit.cli.targets import is_bare, several, targets
     from ckptkit.convert.pipeline import Options, convert_checkpoint, planned_paths
-    from ckptkit.formats.writing import refuse_existing_checkpoint
 
     state = state_of(context)
     workspace = state.workspace()
@@ -136,7 +135,7 @@ def convert(
     names = targets(context, workspace, what, "convert", every=every)
     if every:
         state.output.note(f"{counted(len(names), 'fetched entry')} to convert")
-    where = Place(state, output, force=force, results=len(names))
+    where = Place(state, output, force=force, results=len(names), to=to)
     options = Options(
         to=format_to_write(to, where.file, names[0]),
         layout=layout,
@@ -162,7 +161,7 @@ def convert(
         planned = planned_paths(tuple(found.values()), options, where.path, folder=where.folder)
         for path in planned:
             if path is not None and not dry_run:  # of all, before the first is written
-                refuse_existing_checkpoint(path, force=force)
+                format_of(options.to).refuse_existing(path, force=force)
         for (name, located), path in zip(found.items(), planned, strict=True):
             with work.one(name):
                 if not dry_run:

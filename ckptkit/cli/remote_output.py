@@ -42,16 +42,24 @@ class Place:
 
     ``url`` is None for a path. ``file`` is the name given where it is that of one file, whose ending says
     which format. ``path`` is what to hand to whoever writes, None where the user gave nothing; ``folder``
-    says whether results get their default names in it.
+    says whether results get their default names in it. ``to`` is the format that the user names.
     """
 
-    def __init__(self, state: State, text: str | None, *, force: bool = False, results: int = 1) -> None:
+    def __init__(
+        self,
+        state: State,
+        text: str | None,
+        *,
+        force: bool = False,
+        results: int = 1,
+        to: str | None = None,
+    ) -> None:
         self._force = force
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._standard = text == STANDARD or (text is not None and open_file_of(Path(text)) == 1)
         self.url = _checked(text) if text is not None and "://" in text else None
         self.path = None if text is None or self.url or self._standard else user_path(text)
-        self.folder = self._standard or (text is not None and is_folder(text, results=results))
+        self.folder = self._standard or (text is not None and is_folder(text, results=results, to=to))
         self.file = None if self.folder else text
         if results > 1 and (self.file or self._standard):
             raise UsageError(
@@ -106,11 +114,15 @@ class Place:
         if self.url and self._scratch is not None:
             from ckptkit.store.remote import refuse_existing_object, upload
 
-            files = sorted(Path(self._scratch.name).iterdir(), key=_leads_to_others)
-            for file in files:  # all are looked for before the first is written
-                refuse_existing_object(self._prefix + file.name, force=self._force)
-            for file in files:
-                upload(file, self._prefix + file.name, force=self._force)
+            scratch = Path(self._scratch.name)
+            found = (file for file in scratch.rglob("*") if file.is_file())
+            files = {
+                file: file.relative_to(scratch).as_posix() for file in sorted(found, key=_leads_to_others)
+            }
+            for name in files.values():  # all are looked for before the first is written
+                refuse_existing_object(self._prefix + name, force=self._force)
+            for file, name in files.items():
+                upload(file, self._prefix + name, force=self._force)
                 with contextlib.suppress(OSError):
                     file.unlink()
         return self.shown(path)
@@ -148,4 +160,4 @@ def _checked(url: str) -> str:
 
 
 def _leads_to_others(file: Path) -> tuple[bool, str]:
-    return file.name.endswith((".index", ".index.json")), file.name
+    return file.name.endswith((".index", ".index.json", ".metadata")), file.name

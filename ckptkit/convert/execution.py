@@ -59,7 +59,8 @@ class Target:
         if self.dtype is not None and self.dtype not in FLOAT_DTYPES:
             raise UsageError(f"unknown dtype {self.dtype!r}", hint=choose_from(FLOAT_DTYPES))
         if self.max_shard_size is not None and not self.kind.shards:
-            able = " and ".join(name for name in FORMATS if BUILT_IN[name].shards)
+            *first, last = (name for name in FORMATS if BUILT_IN[name].shards)
+            able = f"{', '.join(first)} and {last}"
             raise UsageError(
                 f"--max-shard-size does not apply to {self.format}", hint=f"only {able} have shards"
             )

@@ -31,7 +31,7 @@ from ckptkit.formats.builtin import format_of
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import without_ending
 from ckptkit.formats.shards import INDEX_ENDINGS, shards_of
-from ckptkit.formats.writing import files_at, refuse_existing_checkpoint
+from ckptkit.formats.writing import files_at
 from ckptkit.workspace import Located, Workspace
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def convert_checkpoint(
         if in_cache and path.is_symlink():  # the cache's own names lead nowhere else
             path.unlink()
         if not in_cache:
-            refuse_existing_checkpoint(path, force=force)  # before a progress bar is shown
+            format_of(options.to).refuse_existing(path, force=force)  # before a progress bar is shown
         with workspace.progress(f"converting {located.name}", decided.nbytes) as advance:
             converted = execute(
                 decided,

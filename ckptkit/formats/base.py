@@ -188,6 +188,8 @@ class Format(ABC):
         Why it has no writer; empty where it has one.
     one_file : bool
         Whether a checkpoint is the one file at its path.
+    folder : bool
+        Whether a checkpoint that is written is a folder.
     shards : bool
         Whether its writer takes ``max_shard_size`` (bytes) and then writes several files and their index.
     shares_tensors : bool
@@ -248,6 +250,7 @@ class Format(ABC):
     checksum: str = "stored checksum"
     read_only: str = ""
     one_file: bool = True
+    folder: bool = False
     shards: bool = False
     shares_tensors: bool = False
     wrapper_prefix: str = ""
@@ -282,6 +285,12 @@ class Format(ABC):
     def beside(self, path: Path) -> Iterable[Path]:
         """Files beside ``path`` that belong to a checkpoint there, as far as they exist."""
         return ()
+
+    def refuse_existing(self, path: Path, *, force: bool) -> None:
+        """Refuse, before any work, to write where something is already; UsageError."""
+        from ckptkit.formats.writing import refuse_existing_checkpoint
+
+        refuse_existing_checkpoint(path, force=force)
 
     def writer(
         self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str], *, force: bool = False

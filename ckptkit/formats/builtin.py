@@ -209,6 +209,66 @@ class Npz(BuiltIn):
         return descr(spec.dtype) is not None
 
 
+class Dcp(BuiltIn):
+    """Folders of torch.distributed.checkpoint, whose ``.metadata`` says where each chunk of a tensor is."""
+
+    name = "dcp"
+    title = "torch.distributed (DCP)"
+    endings = (".dcp",)
+    aliases = ("fsdp", "distcp")
+    checksum = "zip CRC-32"
+    one_file = False
+    folder = True
+    shards = True
+    wrapper_prefix = "module."
+    reader_class, writer_class = "dcp:DcpReader", "dcp_writer:DcpWriter"
+    opening = ("state_dict", "weights", "as_saved")
+
+    def matches(self, sample: Sample) -> bool:
+        """By the class that the pickle ``.metadata`` names first."""
+        return sample.is_folder and is_dcp(sample.path)
+
+    def beside(self, path: Path) -> Iterator[Path]:
+        """The files in the folder."""
+        if path.is_dir():
+            yield from path.iterdir()
+
+    def refuse_existing(self, path: Path, *, force: bool) -> None:
+        """A folder that holds nothing else may be replaced."""
+        _attribute("dcp_writer:refuse_existing_folder")(path, force=force)
+
+    def holds(self, spec: TensorSpec) -> bool:
+        """What torch.save holds."""
+        return BUILT_IN["torch"].holds(spec)
+
+
+def is_dcp(folder: Path) -> bool:
+    """Whether a folder is a torch.distributed checkpoint."""
+    metadata = folder / ".metadata"
+    return metadata.is_file() and b"torch.distributed" in Sample(metadata).head[:200]
+
+
+class DeepSpeed(BuiltIn):
+    """Steps of DeepSpeed's ZeRO, whose weights of full precision are the optimizer's."""
+
+    name = "deepspeed"
+    title = "DeepSpeed ZeRO"
+    endings = ()
+    checksum = "zip CRC-32"
+    one_file = False
+    read_only = "they are the state of a training run, which DeepSpeed alone goes on with"
+    reader_class = "deepspeed:DeepSpeedReader"
+
+    def matches(self, sample: Sample) -> bool:
+        """By the optimizer's files."""
+        return sample.is_folder and is_zero(sample.path)
+
+
+def is_zero(folder: Path) -> bool:
+    """Whether a folder is one step of DeepSpeed's ZeRO."""
+    return any(folder.glob("*mp_rank_*optim_states.pt"))
+
+
 class Flax(BuiltIn):
     """Msgpack files of Flax."""
 
@@ -255,9 +315,8 @@ class Gguf(BuiltIn):
         return sample.head.startswith(b"GGUF")
 
 
-BUILT_IN: Mapping[str, Format] = {
-    format.name: format for format in (Safetensors(), Torch(), Tf(), Keras(), Npz(), Flax(), Onnx(), Gguf())
-}
+_ALL = (Safetensors(), Torch(), Tf(), Keras(), Npz(), Dcp(), DeepSpeed(), Flax(), Onnx(), Gguf())
+BUILT_IN: Mapping[str, Format] = {format.name: format for format in _ALL}
 
 WORDS: Mapping[str, str] = {word: format.name for format in BUILT_IN.values() for word in format.aliases}
 """What people type for a format."""

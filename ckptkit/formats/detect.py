@@ -15,7 +15,7 @@ from ckptkit.base.files import TEMPORARY, storage_error
 from ckptkit.base.text import counted
 from ckptkit.formats import foreign
 from ckptkit.formats.base import HDF5_MARK, Format, Opening, Reader, Sample, Weights, Writer
-from ckptkit.formats.builtin import BUILT_IN, added, format_of, is_unpacked_torch
+from ckptkit.formats.builtin import BUILT_IN, added, format_of, is_dcp, is_unpacked_torch, is_zero
 from ckptkit.formats.shards import INDEX_ENDINGS, ShardedReader, index_beside, index_of, numbered, shards_of
 
 _ZIP_END = b"PK\x05\x06"
@@ -187,8 +187,9 @@ def _open_shards(path: Path, how: Opening) -> Reader:
 
 def _open_folder(sample: Sample, how: Opening) -> Reader:
     """A folder that is a checkpoint, or the one checkpoint in it."""
-    if BUILT_IN["torch"].matches(sample):
-        return BUILT_IN["torch"].open(sample.path, how)
+    for name in _FOLDERS:
+        if BUILT_IN[name].matches(sample):
+            return BUILT_IN[name].open(sample.path, how)
     kinds = (_looks_like_checkpoint, _looks_like_pickle_or_archive, _looks_read_only, _looks_added)
     try:
         found = checkpoint_in(sample.path, *kinds)
@@ -233,13 +234,23 @@ def _refuse_missing(sample: Sample, _how: Opening) -> Reader:
     raise NotFoundError(f"{sample.path}: no such file, folder or TensorFlow checkpoint prefix")
 
 
-def _refuse_distcp(sample: Sample, _how: Opening) -> Reader:
-    raise foreign.of_distcp(sample.path).error(sample.path)
+def _is_of_dcp(sample: Sample) -> bool:
+    """The files of a torch.distributed checkpoint go by their folder."""
+    return sample.path.suffix == ".distcp" or (sample.path.name == ".metadata" and is_dcp(sample.path.parent))
+
+
+def _open_dcp(sample: Sample, how: Opening) -> Reader:
+    if not is_dcp(sample.path.parent):
+        raise foreign.of_distcp(sample.path.parent).error(sample.path)
+    return BUILT_IN["dcp"].open(sample.path.parent, how)
 
 
 def _refuse_special(sample: Sample, _how: Opening) -> Reader:
     raise FormatError(sample.path, "neither a file nor a folder")
 
+
+_FOLDERS = ("torch", "dcp", "deepspeed")
+"""Formats whose checkpoints can be folders."""
 
 _PATHS: tuple[tuple[Callable[[Sample], bool], Callable[[Sample, Opening], Reader]], ...] = (
     (_is_prefix, _open_tf),
@@ -248,7 +259,7 @@ _PATHS: tuple[tuple[Callable[[Sample], bool], Callable[[Sample, Opening], Reader
     (lambda sample: not sample.path.is_file(), _refuse_special),
     (_is_beside_index, _open_tf),
     (_is_saved_model, _open_saved_model),
-    (lambda sample: sample.path.suffix == ".distcp", _refuse_distcp),
+    (_is_of_dcp, _open_dcp),
     (lambda sample: sample.head.startswith(b"model_checkpoint_path:"), _open_state),
 )
 
@@ -303,7 +314,7 @@ def checkpoint_in(folder: Path, *kinds: IsCheckpoint) -> Path:
         refused = None if found else foreign.of_training_folder(folder, names)
         if refused is not None:
             raise refused.error(shown)
-        found = found or _below(folder, names, kind)
+        found = found or _latest(folder, names) or _below(folder, names, kind)
     if not found:
         raise _nothing(folder, shown, names)
     indexes = {index_of(path.name) for path in found}
@@ -345,9 +356,14 @@ def _snapshot(folder: Path, names: list[str]) -> Path | None:
     return snapshot if re.fullmatch(r"[0-9a-f]+", revision) and snapshot.is_dir() else None
 
 
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint as a whole."""
+    return is_unpacked_torch(folder) or is_dcp(folder) or is_zero(folder)
+
+
 def _found(folder: Path, names: list[str], is_checkpoint: IsCheckpoint) -> list[Path]:
     """Every checkpoint at the top of a folder, less shards of others and copies in other formats."""
-    if is_unpacked_torch(folder):
+    if _is_checkpoint(folder):
         return [folder]
     indexes = [folder / name for name in names if name.endswith(INDEX_ENDINGS)]
     covered = {shard for index in indexes for shard in shards_of(index)}
@@ -364,6 +380,15 @@ def _found(folder: Path, names: list[str], is_checkpoint: IsCheckpoint) -> list[
     if best is not None:
         found -= {path for path in found - {best} if any(fnmatchcase(path.name, p) for p in _BESIDE_IT)}
     return sorted(found)
+
+
+def _latest(folder: Path, names: list[str]) -> list[Path]:
+    """The step of a DeepSpeed run that its text file ``latest`` names."""
+    if "latest" not in names or not (folder / "latest").is_file():
+        return []
+    with (folder / "latest").open("rb") as file:
+        tag = file.read(256).decode("utf-8", "replace").strip()
+    return [folder / tag] if tag in names and is_zero(folder / tag) else []
 
 
 def _below(folder: Path, names: list[str], is_checkpoint: IsCheckpoint) -> list[Path]:
@@ -385,7 +410,7 @@ def _folders(folder: Path, names: list[str], depth: int) -> Iterator[tuple[Path,
         if not name.startswith(".") and below.is_dir() and not below.is_symlink():
             its_names = _names(below)
             yield below, its_names
-            if depth > 1 and not is_unpacked_torch(below):
+            if depth > 1 and not _is_checkpoint(below):
                 yield from _folders(below, its_names, depth - 1)
 
 

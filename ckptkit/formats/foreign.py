@@ -30,7 +30,7 @@ _PROTO_HEAD = 64
 
 LIKELY = (
     *(".safetensors", ".pth", ".pt", ".bin", ".pth.tar", ".pt.tar", ".ckpt", ".weights.h5", ".npz"),
-    *(".h5", ".hdf5", ".keras", ".index", ".pkl", ".msgpack", ".onnx", ".gguf", ".pdparams"),
+    *(".h5", ".hdf5", ".keras", ".index", ".pkl", ".msgpack", ".onnx", ".gguf", ".pdparams", ".dcp"),
 )
 """What checkpoints are usually called: only for saying which of an archive's members may be one."""
 
@@ -461,28 +461,19 @@ def _archive(kind: str, path: Path, names: Collection[str], unpack: str) -> Fore
     )
 
 
-def of_distcp(path: Path) -> Foreign:
-    """One file of a torch.distributed checkpoint, which is several zip archives in a row."""
-    return Foreign("a part of a torch.distributed checkpoint (DCP)", _dcp(path.parent))
-
-
-def _dcp(folder: Path) -> str:
-    folder = folder.absolute() if folder.name == "" else folder
-    target = folder.with_name(f"{folder.name}.pth")
-    command = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
-    return f"make one file of it: {command} {quoted(folder)} {quoted(target)}"
+def of_distcp(folder: Path) -> Foreign:
+    """A file of a torch.distributed checkpoint that lacks what says what is in it."""
+    if any(folder.glob("__*.metadata")):
+        what = "a torch.distributed checkpoint (DCP) that each rank saved by itself"
+        return Foreign(what, "load it with torch on as many ranks, and save it with use_collectives=True")
+    return Foreign("a torch.distributed checkpoint (DCP) without its .metadata", _AGAIN)
 
 
 def of_folder(folder: Path, names: Collection[str]) -> Foreign | None:
     """What a folder of these names is; None where a checkpoint may be in it."""
     found = set(names)
     if any(name.endswith(".distcp") for name in names):
-        what = "a torch.distributed checkpoint (DCP)"
-        return (
-            Foreign(what, _dcp(folder))
-            if ".metadata" in found
-            else Foreign(f"{what} without its .metadata", _AGAIN)
-        )
+        return of_distcp(folder)
     if found & {"_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt"}:
         return Foreign("an Orbax checkpoint (JAX)", filled(_ORBAX_RESTORED, _orbax_item(folder, names)))
     if found & {".zarray", ".zgroup", "zarr.json"}:
@@ -499,13 +490,6 @@ def _orbax_item(folder: Path, names: Collection[str]) -> Path:
 
 def of_training_folder(folder: Path, names: Collection[str]) -> Foreign | None:
     """What a folder without a whole checkpoint at its top is, where training left its parts there."""
-    script = folder / "zero_to_fp32.py"
-    if script.name in names or any(name.endswith("_optim_states.pt") for name in names):
-        hint = "put them together with DeepSpeed's zero_to_fp32.py"
-        if script.name in names:
-            target = folder.with_name(f"{folder.name}-fp32")
-            hint = f"put them together: python {quoted(script)} {quoted(folder)} {quoted(target)}"
-        return Foreign("a DeepSpeed ZeRO checkpoint, in parts", hint)
     if "saved_model.pb" in names:
         return Foreign("a SavedModel without variables", "give the checkpoint it was made from")
     return None

@@ -19,6 +19,8 @@ MAX_DIMS = 32
 """numpy 1.x holds no more axes; no published model comes near."""
 
 _CHECKED_BYTES = 4 << 20
+_FAULT_AROUND = 64 << 10
+"""Linux maps this much around a page that is touched."""
 _WINDOW = 256 << 10
 """Bytes read at a time for small ranges of a file that cannot be mapped."""
 
@@ -39,7 +41,9 @@ class MappedFile:
                 if self.size == 0:
                     raise FormatError(path, "empty file", hint="fetch or write it again")
                 try:
-                    self.data: mmap.mmap | _Unmapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                    self.data: mmap.mmap | _Unmapped | _Window = mmap.mmap(
+                        file.fileno(), 0, access=mmap.ACCESS_READ
+                    )
                 except OSError:  # some FUSE and network file systems have no maps; or memory is limited
                     self.data = _Unmapped(path, self.size)
         except FileNotFoundError as error:
@@ -67,7 +71,7 @@ class MappedFile:
             empty.flags.writeable = False
             return empty
         steps = None if strides is None else tuple(strides)
-        if isinstance(self.data, _Unmapped):
+        if isinstance(self.data, (_Unmapped, _Window)):
             extents = zip(shape, steps or _strides(shape, dtype.itemsize), strict=True)
             nbytes = dtype.itemsize + sum((length - 1) * step for length, step in extents)
             raw = self.data[offset : offset + nbytes]
@@ -80,7 +84,7 @@ class MappedFile:
 
     def raw(self, offset: int, nbytes: int) -> memoryview:
         """The bytes of a range; the caller has checked that it is inside the file."""
-        if isinstance(self.data, _Unmapped):
+        if isinstance(self.data, (_Unmapped, _Window)):
             return memoryview(self.data[offset : offset + nbytes])
         return memoryview(self.data)[offset : offset + nbytes]
 
@@ -118,18 +122,87 @@ class MappedFile:
 
     def release(self, offset: int, nbytes: int) -> None:
         """Tell the kernel that the whole pages inside a range are not needed for now."""
-        if not hasattr(mmap, "MADV_DONTNEED") or isinstance(self.data, _Unmapped):
+        if not hasattr(mmap, "MADV_DONTNEED") or isinstance(self.data, (_Unmapped, _Window)):
             return
         first = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
         last = (offset + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
         if last > first:
             self.data.madvise(mmap.MADV_DONTNEED, first, last - first)
 
+    def release_around(self, offset: int, nbytes: int) -> None:
+        """Release a range, and what the system mapped before and after it with a page of it."""
+        start = offset - offset % _FAULT_AROUND
+        self.release(start, -(-(offset + nbytes - start) // _FAULT_AROUND) * _FAULT_AROUND)
+
     def close(self) -> None:
         """Unmap, as soon as the last view handed out is gone."""
         self._whole = None
         with contextlib.suppress(BufferError):  # views live: the map goes when they do
             self.data.close()
+
+
+class MappedPart(MappedFile):
+    """A range of a mapped file that is a file of its own, such as one of several archives in a row."""
+
+    def __init__(self, whole: MappedFile, start: int, nbytes: int) -> None:
+        self.path, self.size = whole.path, nbytes
+        self._file, self._start = whole, start
+        self.data = _Window(whole.data, start, nbytes)
+
+    def fault(self, reason: str, offset: int | None = None, hint: str | None = None) -> FormatError:
+        """The refusal of the file, at an offset that is counted from its own beginning."""
+        return self._file.fault(reason, None if offset is None else self._start + offset, hint)
+
+    def view(
+        self, offset: int, dtype: DType, shape: Sequence[int], strides: Sequence[int] | None = None
+    ) -> Array:
+        """Read-only array over the map."""
+        return self._file.view(self._start + offset, dtype, shape, strides)
+
+    def raw(self, offset: int, nbytes: int) -> memoryview:
+        """The bytes of a range."""
+        return self._file.raw(self._start + offset, nbytes)
+
+    def release(self, offset: int, nbytes: int) -> None:
+        """Tell the kernel that the whole pages inside a range are not needed for now."""
+        self._file.release(self._start + offset, nbytes)
+
+    def close(self) -> None:
+        """Nothing: the whole file is closed by whoever opened it."""
+
+
+class _Window:
+    """Part of a map, whose bytes are counted from its own beginning."""
+
+    def __init__(self, data: mmap.mmap | _Unmapped | _Window, start: int, nbytes: int) -> None:
+        self._data, self._start, self._size = data, start, nbytes
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, key: int) -> int: ...
+    @overload
+    def __getitem__(self, key: slice) -> bytes: ...
+    def __getitem__(self, key: int | slice) -> int | bytes:
+        if isinstance(key, int):
+            return self._data[self._start + range(self._size)[key]]
+        start, stop, _ = key.indices(self._size)
+        return self._data[self._start + start : self._start + max(start, stop)]
+
+    def find(self, wanted: bytes, start: int, stop: int) -> int:
+        """Return where something first begins; -1 where it does not."""
+        return self._own(self._data.find(wanted, self._start + start, self._start + min(stop, self._size)))
+
+    def rfind(self, wanted: bytes, start: int, stop: int) -> int:
+        """Return where something last begins; -1 where it does not."""
+        return self._own(self._data.rfind(wanted, self._start + start, self._start + min(stop, self._size)))
+
+    def close(self) -> None:
+        """Nothing: the map is closed by whoever made it."""
+
+    def _own(self, found: int) -> int:
+        return found if found < 0 else found - self._start
 
 
 class _Unmapped:

@@ -10,7 +10,7 @@ from ckptkit.base.errors import UsageError, command, one_of
 from ckptkit.base.home import user_path
 from ckptkit.base.text import escaped
 from ckptkit.formats.base import Format
-from ckptkit.formats.builtin import BUILT_IN, WORDS, added, format_of
+from ckptkit.formats.builtin import BUILT_IN, WORDS, added, format_of, is_dcp
 
 FORMATS = tuple(name for name, format in BUILT_IN.items() if not format.read_only)
 """The built-in formats that can be written."""
@@ -20,9 +20,14 @@ EXTENSIONS: Mapping[str, str] = {name: BUILT_IN[name].endings[0] for name in FOR
 
 DEFAULT_FORMAT = FORMATS[0]
 
-OUTPUT_HELP = "File ({files}), prefix for {prefixes}".format(
+FOLDERS = tuple(name for name in FORMATS if BUILT_IN[name].folder)
+"""Those whose checkpoints are folders."""
+
+_PREFIXES = tuple(name for name in FORMATS if not BUILT_IN[name].one_file and name not in FOLDERS)
+OUTPUT_HELP = "File ({files}), prefix for {prefixes}, folder for {folders}".format(
     files=", ".join(EXTENSIONS[name] for name in FORMATS if BUILT_IN[name].one_file),
-    prefixes=", ".join(f"{name} ({EXTENSIONS[name]})" for name in FORMATS if not BUILT_IN[name].one_file),
+    prefixes=", ".join(f"{name} ({EXTENSIONS[name]})" for name in _PREFIXES),
+    folders=", ".join(f"{name} ({EXTENSIONS[name]})" for name in FOLDERS),
 )
 """What ``--output`` takes, for its help."""
 
@@ -125,10 +130,11 @@ def file_ending(name: str) -> str:
     return _by_ending(name)[1] or _never(name)
 
 
-def is_folder(output: str | Path, *, results: int = 1) -> bool:
+def is_folder(output: str | Path, *, results: int = 1, to: str | None = None) -> bool:
     """Whether what a user gives for results is a folder: one that is there, or a name that ends with a slash.
 
-    Of ``results`` that are several, a name without an ending is a folder too.
+    Of ``results`` that are several, a name without an ending is a folder too. One that is a folder itself,
+    by the format that the user names, takes the name that is not there yet.
     """
     text = os.fspath(output)
     if not text:
@@ -137,6 +143,8 @@ def is_folder(output: str | Path, *, results: int = 1) -> bool:
     if "://" in text:
         return slash
     path = user_path(text)
+    if results == 1 and _is_folder_itself(path, to):
+        return False
     if path.is_dir():
         if not slash and _by_ending(path.name)[0] is not None:
             raise UsageError(f"{text} is a folder", hint=f"give -o {text}/ to write into it")
@@ -144,6 +152,14 @@ def is_folder(output: str | Path, *, results: int = 1) -> bool:
     if slash and path.exists():
         raise UsageError(f"{path} is a file, not a folder", hint="give another --output")
     return slash or (results > 1 and not path.exists() and not path.suffix)
+
+
+def _is_folder_itself(path: Path, to: str | None) -> bool:
+    """Whether a result, which is a folder, is to be the one of this name."""
+    named = WORDS.get(to.lower(), to.lower()) if to else _by_ending(path.name)[0]
+    if named not in FOLDERS:
+        return False
+    return not path.exists() or (path.is_dir() and (not any(path.iterdir()) or is_dcp(path)))
 
 
 def without_ending(name: str) -> str:

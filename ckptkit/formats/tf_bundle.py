@@ -209,8 +209,6 @@ def named_by(state: Path) -> Path | None:
 
 _KEEP_BYTES = 16 << 20
 """A tensor up to this size stays resident after its checksum: whoever checks it is about to read it."""
-_FAULT_AROUND = 64 << 10
-"""Linux maps this much around a page that is touched: also what is before and after a tensor."""
 
 
 class TfBundleReader(MappedReader):
@@ -386,8 +384,7 @@ class TfBundleReader(MappedReader):
 
     def _release(self, part: Part, offset: int, size: int) -> None:
         if size:
-            start = offset - offset % _FAULT_AROUND
-            self._shard(part).release(start, -(-(offset + size - start) // _FAULT_AROUND) * _FAULT_AROUND)
+            self._shard(part).release_around(offset, size)
 
     def _shard_path(self, part: Part) -> Path:
         return shard_path(self.prefix, part.shard, self._num_shards)

@@ -23,7 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ckptkit.base.budget import LIMITS, Budget
+from ckptkit.base.budget import LIMITS, Budget, Limit
 from ckptkit.base.errors import FormatError
 from ckptkit.base.tensors import DTYPES, Array, DType, RawTensor, TensorSpec, swapped
 from ckptkit.base.text import counted
@@ -56,7 +56,7 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_HEAD_BYTES = 64
 _LEGACY_PROTOCOL = 1001
 METADATA_RECORD = "ckptkit.json"
-_MAX_METADATA_BYTES = 1 << 20
+MAX_METADATA_BYTES = 1 << 20
 _MAX_RECORDS = 1_000_000
 _MAX_DIGITS = 30
 _MAX_FILES = 20_000  # a process may have 65,530 maps
@@ -96,10 +96,10 @@ class _Contents:
 class _Stream:
     """Pickles and storages one after the other in a range of a file; all ranges share one budget of work."""
 
-    def __init__(self, file: MappedFile) -> None:
+    def __init__(self, file: MappedFile, limits: Mapping[str, Limit] = LIMITS) -> None:
         self.file = file
         self.at, self.end = 0, file.size
-        self._budget = Budget(file.size, partial(FormatError, file.path))
+        self._budget = Budget(file.size, partial(FormatError, file.path), limits)
         self.would_run: dict[str, None] = {}
 
     def within(self, start: int, nbytes: int) -> _Stream:
@@ -213,7 +213,7 @@ def _load_zip(stream: _Stream) -> _Contents:
     members = CheckedMembers(file, directory, may_lack=True)
     for name, entry in entries.items():
         is_storage = name.startswith(prefix)
-        if entry.method == STORED and not is_storage and entry.size <= _MAX_METADATA_BYTES:
+        if entry.method == STORED and not is_storage and entry.size <= MAX_METADATA_BYTES:
             members.require(entry)
 
     def record(name: str, limit: int) -> bytes | None:
@@ -302,7 +302,7 @@ def _from_records(
     if order not in (None, b"little", b"big"):
         raise FormatError(path, f"a byte order {order!r}, which is neither little nor big")
     root = pickle.whole(parse_storage)
-    ours = record(METADATA_RECORD, _MAX_METADATA_BYTES)
+    ours = record(METADATA_RECORD, MAX_METADATA_BYTES)
     metadata = {} if ours is None else parse_metadata(path, ours)
     return _Contents(root, storages, metadata, big_endian=order == b"big", members=members)
 
@@ -465,11 +465,16 @@ class TorchFile:
     """
 
     def __init__(
-        self, file: MappedFile, folder: Path | None = None, files: list[MappedFile] | None = None
+        self,
+        file: MappedFile,
+        folder: Path | None = None,
+        files: list[MappedFile] | None = None,
+        *,
+        limits: Mapping[str, Limit] = LIMITS,
     ) -> None:
         self.path = folder or file.path
         self._file = file
-        stream = _Stream(file)
+        stream = _Stream(file, limits)
         self.would_run = stream.would_run
         self.kind = ""
         with self.running():
@@ -638,7 +643,7 @@ class StateDictReader(MappedReader):
     def _values(self, table: Mapping[object, object]) -> dict[str, TensorRef | PickledArray | str]:
         """The tensors of a state dict by name, or why one cannot be carried."""
         values: dict[str, TensorRef | PickledArray | str] = {}
-        others, inside = 0, _Inside()
+        others, inside = 0, Inside()
         for key, value in table.items():
             name = key if isinstance(key, str) else describe(key, 200)
             tensor = inside.tensor(value)
@@ -665,10 +670,15 @@ class StateDictReader(MappedReader):
         if count <= _MAX_BESIDE:
             self._beside[describe(name, 200)] = value
 
+    @property
+    def _content(self) -> object:
+        """The object that was saved."""
+        return self._root
+
     @cached_property
     def extras(self) -> Mapping[str, str]:
         """What else the file holds (``epoch``, ``arch``, ``args.lr``, ``meta.time``, …), in plain text."""
-        return {**self._in_state_dict(), **describe_extras(self._root, self.state_dicts)}
+        return {**self._in_state_dict(), **describe_extras(self._content, self.state_dicts)}
 
     @cached_property
     def also(self) -> Mapping[str, str]:
@@ -676,7 +686,8 @@ class StateDictReader(MappedReader):
         others = dict.fromkeys(
             (name for name in self.state_dicts if name != self.state_dict), "another state dict"
         )
-        root = self._root if isinstance(self._root, dict) and "" not in self.state_dicts else {}
+        content = self._content
+        root = content if isinstance(content, dict) and "" not in self.state_dicts else {}
         values: dict[str, str] = {}
         for key, value in islice(root.items(), _MAX_BESIDE):
             way = [name for name in self.state_dicts if f"{name}.".startswith(f"{key}.")]
@@ -807,7 +818,7 @@ class TorchReader(StateDictReader):
         return self._torch.span(self._tensors[name], self.specs[name].dtype)
 
 
-class _Inside:
+class Inside:
     """Tells tensors, and other values that hold some, such as packed parameters of a layer."""
 
     def __init__(self) -> None:

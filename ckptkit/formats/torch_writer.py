@@ -82,7 +82,7 @@ class Namespace:
 
 def checkpoint_pickle(
     specs: Sequence[TensorSpec],
-    tree: Mapping[str, Any] | None = None,
+    tree: Mapping[str, Any] | TensorSpec | None = None,
     shared: Mapping[str, str] | None = None,
 ) -> bytes:
     """Pickle (protocol 2) of an OrderedDict of tensors, tensor i in storage ``"i"``; or of a tree of them.
@@ -124,17 +124,17 @@ class _Pickler:
             yield b"}"
             yield from self._items(value)
         elif isinstance(value, Namespace):
-            yield _global("argparse", "Namespace") + b")\x81"
+            yield global_opcodes("argparse", "Namespace") + b")\x81"
             yield from self.value(value.values)
             yield b"b"
         elif value is None or isinstance(value, bool):
             yield {None: b"N", True: b"\x88", False: b"\x89"}[value]
         else:
-            yield _integer(value) if isinstance(value, int) else _text(value)
+            yield integer_opcodes(value) if isinstance(value, int) else text_opcodes(value)
 
     def state_dict(self, tensors: Mapping[str, TensorSpec]) -> Iterator[bytes]:
         """Write an OrderedDict of tensors."""
-        yield self._once(_global("collections", "OrderedDict"))
+        yield self._once(global_opcodes("collections", "OrderedDict"))
         yield b")R"
         yield from self._items(tensors)
 
@@ -143,29 +143,29 @@ class _Pickler:
         while batch := list(islice(items, _BATCH)):
             yield b"("
             for key, value in batch:
-                yield _text(key)
+                yield text_opcodes(key)
                 yield from self.value(value)
             yield b"u"
 
     def _tensor(self, spec: TensorSpec) -> Iterator[bytes]:
         """``_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)``; v3 adds a dtype."""
         untyped = spec.dtype.torch_storage is None or spec.dtype.name in _VERSION_3_ONLY
-        shape = _shape(spec)
-        yield self._once(_global("torch._utils", f"_rebuild_tensor_v{3 if untyped else 2}"))
+        shape = torch_shape(spec)
+        yield self._once(global_opcodes("torch._utils", f"_rebuild_tensor_v{3 if untyped else 2}"))
         yield b"(("
-        yield self._once(_text("storage"))
+        yield self._once(text_opcodes("storage"))
         storage = ("torch.storage", "UntypedStorage") if untyped else ("torch", str(spec.dtype.torch_storage))
-        yield self._once(_global(*storage))
-        yield _text(str(self._storages[spec.name]))
-        yield self._once(_text("cpu"))
-        yield _integer(spec.nbytes if untyped else spec.size) + b"tQ"
-        yield _integer(0)
-        yield _integers(shape)
-        yield _integers(_c_strides(shape))
+        yield self._once(global_opcodes(*storage))
+        yield text_opcodes(str(self._storages[spec.name]))
+        yield self._once(text_opcodes("cpu"))
+        yield integer_opcodes(spec.nbytes if untyped else spec.size) + b"tQ"
+        yield integer_opcodes(0)
+        yield integers_opcodes(shape)
+        yield integers_opcodes(_c_strides(shape))
         yield b"\x89"
-        yield self._once(_global("collections", "OrderedDict")) + b")R"
+        yield self._once(global_opcodes("collections", "OrderedDict")) + b")R"
         if untyped:
-            yield self._once(_global("torch", str(spec.dtype.torch)))
+            yield self._once(global_opcodes("torch", str(spec.dtype.torch)))
         yield b"tR"
 
     def _once(self, written: bytes) -> bytes:
@@ -182,21 +182,24 @@ def holds(spec: TensorSpec) -> bool:
     return spec.dtype.torch is not None and not (packed and (not spec.shape or spec.shape[-1] % 2))
 
 
-def _shape(spec: TensorSpec) -> tuple[int, ...]:
+def torch_shape(spec: TensorSpec) -> tuple[int, ...]:
     """Shape as torch counts it: of packed elements, in bytes."""
     return spec.shape if spec.dtype.bits is None else (*spec.shape[:-1], spec.shape[-1] // 2)
 
 
-def _global(module: str, name: str) -> bytes:
+def global_opcodes(module: str, name: str) -> bytes:
+    """Push a global, by its module and name."""
     return f"c{module}\n{name}\n".encode()
 
 
-def _text(text: str) -> bytes:
+def text_opcodes(text: str) -> bytes:
+    """Push a text."""
     raw = text.encode()
     return b"X" + struct.pack("<I", len(raw)) + raw
 
 
-def _integer(value: int) -> bytes:
+def integer_opcodes(value: int) -> bytes:
+    """Push an integer that is not negative."""
     if value < 1 << 8:
         return b"K" + bytes([value])
     if value < 1 << 16:
@@ -207,8 +210,9 @@ def _integer(value: int) -> bytes:
     return b"\x8a" + bytes([len(raw)]) + raw
 
 
-def _integers(values: tuple[int, ...]) -> bytes:
-    written = b"".join(map(_integer, values))
+def integers_opcodes(values: tuple[int, ...]) -> bytes:
+    """Push a tuple of them."""
+    written = b"".join(map(integer_opcodes, values))
     short = {0: b")", 1: written + b"\x85", 2: written + b"\x86", 3: written + b"\x87"}
     return short.get(len(values), b"(" + written + b"t")
 

@@ -503,18 +503,19 @@ class Member:
     name: bytes
     flags: int
     size: int  # bytes of data
-    header: int  # where its local header begins in the file
+    header: int  # where its local header begins in the archive
     crc32: int = 0  # of its data, once that is known
+    base: int = 0  # where the archive begins in the file
 
     @property
     def extra(self) -> bytes:
         """Extra fields of the local header; the last of them moves the data to a multiple of `ALIGNMENT`."""
         wide = struct.pack("<HHQQ", _ZIP64, 16, self.size, self.size) if self.size >= _LARGE else b""
-        return wide + _padding(self.header + LOCAL.size + len(self.name) + len(wide))
+        return wide + _padding(self.base + self.header + LOCAL.size + len(self.name) + len(wide))
 
     @property
     def data(self) -> int:
-        """Where its data begins in the file."""
+        """Where its data begins in the archive."""
         return self.header + LOCAL.size + len(self.name) + len(self.extra)
 
     def local_header(self) -> bytes:
@@ -528,11 +529,13 @@ class Member:
 class ZipWriter:
     """Entries one after the other in a staged file, whose sizes are known before their data.
 
-    Entries that are reserved may be filled in any order and by several threads at once.
+    Entries that are reserved may be filled in any order and by several threads at once. ``base`` is where
+    the archive begins, for a file of several.
     """
 
-    def __init__(self, file: StagedFile) -> None:
+    def __init__(self, file: StagedFile, base: int = 0) -> None:
         self._file = file
+        self._base = base
         self._members: list[Member] = []
         self._position = 0
 
@@ -543,7 +546,7 @@ class ZipWriter:
     def reserve(self, name: str, size: int) -> Member:
         """Keep the next place for an entry of ``size`` bytes; its data is at a multiple of `ALIGNMENT`."""
         flags = 0 if name.isascii() else _UTF8
-        member = Member(name.encode(), flags, size, self._position)
+        member = Member(name.encode(), flags, size, self._position, base=self._base)
         self._position = member.data + size
         self._members.append(member)
         return member
@@ -551,35 +554,38 @@ class ZipWriter:
     def fill(self, member: Member, pieces: Iterable[Any], *, head: bytes = b"") -> int:
         """Write the data of an entry and its header, which holds the CRC-32; returns crc32c of the pieces."""
         castagnoli = 0
-        offset = member.data + len(head)
+        offset = self._base + member.data + len(head)
         member.crc32 = crc32(head)
         for piece in pieces:
             member.crc32 = crc32(piece, member.crc32)
             castagnoli = crc32c(piece, castagnoli)
             self._file.write_at(piece, offset)
             offset += memoryview(piece).nbytes
-        self._file.write_at(member.local_header() + head, member.header)
+        self._file.write_at(member.local_header() + head, self._base + member.header)
         return castagnoli
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the archive with its directory."""
+        return self._position + len(self._directory(b""))
 
     def close(self, comment: bytes = b"") -> None:
         """Write the directory."""
-        self._file.skip_to(self._position)
+        self._file.skip_to(self._base + self._position)
+        self._file.append(self._directory(comment))
+
+    def _directory(self, comment: bytes) -> bytes:
         start = self._position
-        for member in self._members:
-            self._file.append(_central_record(member))
-        size, count = self._file.position - start, len(self._members)
+        records = b"".join(map(_central_record, self._members))
+        size, count = len(records), len(self._members)
         if start >= _LARGE or size >= _LARGE or count >= _MANY:
-            where = self._file.position
-            self._file.append(
-                END64.pack(
-                    END64_MAGIC, END64.size - 12, _VERSION64, _VERSION64, 0, 0, count, count, size, start
-                )
+            records += END64.pack(
+                END64_MAGIC, END64.size - 12, _VERSION64, _VERSION64, 0, 0, count, count, size, start
             )
-            self._file.append(LOCATOR64.pack(LOCATOR64_MAGIC, 0, where, 1))
+            records += LOCATOR64.pack(LOCATOR64_MAGIC, 0, start + size, 1)
         few = 0xFFFF if count >= _MANY else count
-        self._file.append(
-            END.pack(END_MAGIC, 0, 0, few, few, _narrow(size), _narrow(start), len(comment)) + comment
-        )
+        end = END.pack(END_MAGIC, 0, 0, few, few, _narrow(size), _narrow(start), len(comment))
+        return records + end + comment
 
 
 def _padding(position: int) -> bytes:

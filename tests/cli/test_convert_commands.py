@@ -504,7 +504,7 @@ def test_the_ending_of_the_output_decides_the_format(ckptkit, foreign, output, o
         (["-o", "k"], "or give --to"),
         (["-o", "k.pth/m.safetensors.index.json"], "give -o k.pth/m.safetensors --max-shard-size 5GB"),
         (["-o", "s3://bucket/k.h5"], "give -o s3://bucket/k.weights.h5"),
-        (["-o", "k.pth", "--max-shard-size", "1GB"], "only safetensors and keras have shards"),
+        (["-o", "k.pth", "--max-shard-size", "1GB"], "only safetensors, keras and dcp have shards"),
         (["-o", "net.npz", "--force"], "give another --output"),
         (["-o", "./net.npz", "--force"], "net.npz is the source itself"),
         (["-o", "folder.npz"], "give -o folder.npz/ to write into it"),

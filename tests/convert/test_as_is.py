@@ -18,7 +18,7 @@ from ckptkit.formats.keras import unloadable
 from ckptkit.formats.names import EXTENSIONS
 from tests.support.tensors import OPAQUE, raw_safetensors, same_bits, specs_of, write_all
 
-FORMATS = ("safetensors", "torch", "tf", "keras", "npz")
+FORMATS = ("safetensors", "torch", "tf", "keras", "npz", "dcp")
 
 _RANDOM = np.random.default_rng(11)
 FLOATS = {
@@ -85,11 +85,11 @@ ODD = {
     "uint16": np.uint16,
 }
 HELD_BY = {
-    "bfloat16": {"safetensors", "torch", "tf", "keras"},
-    "float8_e4m3fn": {"safetensors", "torch", "tf"},
+    "bfloat16": {"safetensors", "torch", "tf", "keras", "dcp"},
+    "float8_e4m3fn": {"safetensors", "torch", "tf", "dcp"},
     "bool": set(FORMATS),
     "complex64": set(FORMATS),
-    "complex128": {"torch", "tf", "npz", "keras"},
+    "complex128": {"torch", "tf", "npz", "keras", "dcp"},
     "uint16": set(FORMATS),
 }
 

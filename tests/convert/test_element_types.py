@@ -25,7 +25,8 @@ from tests.support.tf_files import entry, header, masked, write_raw
 
 ALL = frozenset(FORMATS)
 NOT_NUMPY = ALL - {"npz"}
-ML = frozenset({"safetensors", "torch", "tf"})
+TORCH_TOO = frozenset({"safetensors", "torch", "dcp"})
+ML = TORCH_TOO | {"tf"}
 NO_C128 = ALL - {"safetensors"}
 SAME = {name: frozenset({name}) for name in FORMATS}
 REFUSED: frozenset[str] = frozenset()
@@ -38,7 +39,7 @@ SAFETENSORS = {
     ),
     "BF16": NOT_NUMPY,
     **dict.fromkeys(["F8_E5M2", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2FNUZ"], ML),
-    **dict.fromkeys(["F8_E8M0", "F4"], frozenset({"safetensors", "torch"})),
+    **dict.fromkeys(["F8_E8M0", "F4"], TORCH_TOO),
     **dict.fromkeys(["F6_E2M3", "F6_E3M2", "Q7_X"], SAME["safetensors"]),
 }
 """Those of the safetensors library 0.8, and one that nobody has heard of."""
@@ -60,8 +61,10 @@ TORCH = {
     "complex128": NO_C128,
     "bfloat16": NOT_NUMPY,
     **dict.fromkeys(["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"], ML),
-    **dict.fromkeys(["float8_e8m0fnu", "float4_e2m1fn_x2"], frozenset({"safetensors", "torch"})),
-    **dict.fromkeys(["complex32", "bits8", "bits16", "bits1x8", "bits2x4", "bits4x2"], SAME["torch"]),
+    **dict.fromkeys(["float8_e8m0fnu", "float4_e2m1fn_x2"], TORCH_TOO),
+    **dict.fromkeys(
+        ["complex32", "bits8", "bits16", "bits1x8", "bits2x4", "bits4x2"], frozenset({"torch", "dcp"})
+    ),
 }
 """Element types of torch 2.13, less those that it cannot save and those of quantized tensors."""
 
@@ -153,7 +156,13 @@ def write_tf(path, kinds):
     return held
 
 
-def write_torch(path, kinds):
+def write_dcp(path, kinds):
+    from torch.distributed.checkpoint import save
+
+    return write_torch(path, kinds, lambda made, path: save(made, checkpoint_id=path, no_dist=True))
+
+
+def write_torch(path, kinds, save=None):
     torch = pytest.importorskip("torch")
     made = {}
     with warnings.catch_warnings():
@@ -164,7 +173,7 @@ def write_torch(path, kinds):
                 torch.tensor([0, 1] * 12, dtype=torch.uint8) if kind == "bool" else torch.arange(192).byte()
             )
             made[name_of(kind)] = flat[: 12 * dtype.itemsize].view(dtype).reshape(3, 4)
-        torch.save(made, path)
+        (save or torch.save)(made, path)
         return {name: bytes(one.view(torch.uint8).reshape(-1).tolist()) for name, one in made.items()}
 
 
@@ -236,6 +245,7 @@ WRITERS = {
     "torch": (write_torch, TORCH),
     "npz": (write_npz, NUMPY),
     "keras": (write_hdf5, HDF5),
+    "dcp": (write_dcp, {kind: homes for kind, homes in TORCH.items() if "bits" not in kind}),  # cannot save
 }
 
 

@@ -91,7 +91,12 @@ def test_names_words_and_endings_are_each_of_one_format() -> None:
     assert len(set(endings)) == len(endings)
     assert all(ending.startswith(".") and ending == ending.lower() for ending in endings)
     assert all(format_of(name) is format for name, format in BUILT_IN.items())
-    assert {name for name, format in BUILT_IN.items() if format.read_only} == {"flax", "onnx", "gguf"}
+    assert {name for name, format in BUILT_IN.items() if format.read_only} == {
+        "deepspeed",
+        "flax",
+        "onnx",
+        "gguf",
+    }
 
 
 def test_members_of_archives_are_called_by_every_ending() -> None:
@@ -99,16 +104,18 @@ def test_members_of_archives_are_called_by_every_ending() -> None:
 
 
 def test_help_lists_what_can_be_written() -> None:
-    assert OUTPUT_HELP == "File (.safetensors, .pth, .weights.h5, .npz), prefix for tf (.ckpt)"
+    assert OUTPUT_HELP == (
+        "File (.safetensors, .pth, .weights.h5, .npz), prefix for tf (.ckpt), folder for dcp (.dcp)"
+    )
     assert EXTENSIONS["keras"] == ".weights.h5"
 
 
 @pytest.mark.parametrize(
     ("dtype", "able"),
     [
-        ("float32", ["safetensors", "torch", "tf", "keras", "npz"]),
-        ("bfloat16", ["safetensors", "torch", "tf", "keras"]),
-        ("complex128", ["torch", "tf", "keras", "npz"]),
+        ("float32", ["safetensors", "torch", "tf", "keras", "npz", "dcp"]),
+        ("bfloat16", ["safetensors", "torch", "tf", "keras", "dcp"]),
+        ("complex128", ["torch", "tf", "keras", "npz", "dcp"]),
     ],
 )
 def test_element_types(dtype: str, able: list[str]) -> None:

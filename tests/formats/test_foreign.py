@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import bz2
-import contextlib
 import gzip
-import io
 import lzma
 import os
 import pickle
@@ -152,7 +150,7 @@ FILES: dict[str, tuple[str, bytes, str, str | None]] = {
     ),
     "program": ("m", b"\x7fELF\x02", "a program or library", None),
     "data without index": ("m.data-00000-of-00002", b"\xe9" * 9, "the data of a TensorFlow", "m.index"),
-    "a part of DCP": ("__0_0.distcp", b"PK\x03\x04", "a part of a torch.distributed", "dcp_to_torch"),
+    "a part of DCP": ("__0_0.distcp", b"PK\x03\x04", "a torch.distributed checkpoint (DCP) without", "fetch"),
 }
 """What a file is called, its bytes, what is said of it, and a part of what to do."""
 
@@ -235,21 +233,6 @@ def test_a_single_array_becomes_an_npz(tmp_path: Path) -> None:
     run_code(refused(path))
     with open_reader(path.with_suffix(".npz")) as reader:
         assert reader.read("array").tolist() == HELD["w"].tolist()
-
-
-def test_a_torch_distributed_checkpoint(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    from torch.distributed import checkpoint
-    from torch.distributed.checkpoint import format_utils
-
-    with contextlib.redirect_stderr(io.StringIO()):
-        checkpoint.save({"model": {"w": torch.tensor(HELD["w"])}, "step": 3}, checkpoint_id=tmp_path / "dcp")
-    hints = {refused(tmp_path / "dcp"), refused(tmp_path / "dcp" / "__0_0.distcp")}
-    command, module, verb, source, target = shlex.split(hints.pop())[-5:]
-    assert hints == set()
-    assert [command, module, verb] == ["-m", format_utils.__name__, "dcp_to_torch"]
-    format_utils.dcp_to_torch_save(source, target)  # what the command runs
-    assert_held(tmp_path / "dcp.pth")
 
 
 PACKERS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
@@ -340,7 +323,6 @@ def test_archives_that_hold_a_checkpoint(tmp_path: Path) -> None:
 # -- folders -------------------------------------------------------------------------------------------------
 
 FOLDERS: dict[str, tuple[list[str], str, str | None]] = {
-    "DCP": ([".metadata", "__0_0.distcp"], "is a torch.distributed checkpoint (DCP)", "dcp_to_torch"),
     "parts of DCP": (["__0_0.distcp"], "(DCP) without its .metadata", "fetch it again"),
     "Orbax": (
         ["_CHECKPOINT_METADATA", "d/x", "manifest.ocdbt"],
@@ -350,12 +332,6 @@ FOLDERS: dict[str, tuple[list[str], str, str | None]] = {
     "a step of Orbax": (["_CHECKPOINT_METADATA", "default/_METADATA"], "is an Orbax", "m/default.npz"),
     "Orbax, one folder down": (["default/_METADATA", "default/d/x"], "holds an Orbax checkpoint", "orbax"),
     "T5X": (["checkpoint", "target.w/.zarray"], "holds a checkpoint of zarr arrays", "zarr"),
-    "DeepSpeed": (
-        ["zero_to_fp32.py", "latest", "global_step5/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"],
-        "is a DeepSpeed ZeRO checkpoint, in parts",
-        "m/zero_to_fp32.py",
-    ),
-    "DeepSpeed's parts": (["zero_pp_rank_0_mp_rank_00_optim_states.pt"], "DeepSpeed ZeRO", "zero_to_fp32.py"),
     "Core ML": (["Manifest.json", "Data/com.apple.CoreML/model.mlmodel"], "is a Core ML model", None),
     "SavedModel without variables": (["saved_model.pb", "assets/x"], "a SavedModel without variables", None),
 }

@@ -134,8 +134,8 @@ def test_other_words_for_formats(alias):
 @pytest.mark.parametrize(
     ("word", "hint"),
     [
-        ("pytroch", "did you mean torch? choose from safetensors, torch, tf, keras, npz"),
-        ("xyz", "choose from safetensors, torch, tf, keras, npz"),
+        ("pytroch", "did you mean torch? choose from safetensors, torch, tf, keras, npz, dcp"),
+        ("xyz", "choose from safetensors, torch, tf, keras, npz, dcp"),
         ("onnx", "Run: ckptkit export 'my model.pth' --to onnx"),
     ],
 )

@@ -190,7 +190,7 @@ def test_an_empty_state_dict_is_still_one(torch: Any, tmp_path: Path) -> None:
     "value", [0, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32, 2**40 - 1, 2**47, 2**62]
 )
 def test_integers_in_the_pickle(value: int) -> None:
-    raw = torch_writer._integer(value)
+    raw = torch_writer.integer_opcodes(value)
     assert next(argument for _, argument, _ in pickletools.genops(raw + b".")) == value
 
 
