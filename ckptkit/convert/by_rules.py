@@ -329,6 +329,10 @@ _CROSSING_STEPS = 20
 """Steps that it costs to try a pattern that matches anything."""
 
 
+_AGAIN_STEPS = 50
+"""Steps of each further rule that a name fits, which a message will list."""
+
+
 class _Lookup:
     """Rules by name: most tables of rules written out have no placeholders, and need no search."""
 
@@ -368,9 +372,13 @@ class _Lookup:
 
     def _fitting(self, name: str, candidates: Sequence[tuple[NameRule, int]]) -> Iterator[_Match]:
         self._budget.spend(steps=len(candidates))
+        fitted = False
         for rule, place in candidates:
             values = rule.sources[place].values(name)
             if values is not None:
+                if fitted:
+                    self._budget.spend(steps=_AGAIN_STEPS)
+                fitted = True
                 yield _Match(rule, place, values)
 
 
@@ -482,7 +490,7 @@ def _move(group: _Group, spec: TensorSpec, dtype: DType, budget: Budget) -> Move
     return Move(spec.name, target, row, plain_row(name, shape), fixed_dtype=rule.dtype is not None)
 
 
-_PART_STEPS = 100
+_PART_STEPS = 200
 """Steps that a part costs which the file itself does not name."""
 
 

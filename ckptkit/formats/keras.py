@@ -68,11 +68,6 @@ _DATASETS = (
 )
 
 
-def _plain(name: str) -> str:
-    """The name of a layer without the number that Keras gives it."""
-    return re.sub(r"_[0-9]+$", "", name)
-
-
 class KerasH5Reader(MappedReader):
     """A file of weights as Keras wrote it.
 
@@ -118,9 +113,10 @@ class KerasH5Reader(MappedReader):
 
     @cached_property
     def called(self) -> Mapping[str, str]:
-        """Tensors by the names of their layers, where somebody chose one: ``layers/stem/vars/0``.
+        """Tensors by the names of their layers: ``layers/stem/vars/0``.
 
-        The file numbers layers by class, and has the names in attributes of the groups ``vars``.
+        The file numbers layers by class, in the order of the graph, and has their names in attributes of the
+        groups ``vars``. Names that nobody chose are numbered in the order in which the layers were made.
         """
         chosen: dict[str, str] = {}
         for path, header in contents(self._hdf5).groups.items():
@@ -129,7 +125,7 @@ class KerasH5Reader(MappedReader):
                 continue
             with contextlib.suppress(FormatError):  # weights can be read without
                 name = single(self._hdf5.attribute_texts(header).get("name"))
-                if name and _plain(name) != _plain(group.rpartition("/")[2]):
+                if name:
                     chosen[group] = name
         self._hdf5.forget()
         found = {}

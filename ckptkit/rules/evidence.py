@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from difflib import SequenceMatcher
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 from ckptkit.rules.fusing import Bundle
@@ -35,10 +34,11 @@ class Scores:
         target: Side,
         pairs: Sequence[tuple[Layer, Layer]],
         is_odd: Callable[[Layer, Layer], bool],
+        order: Mapping[int, Mapping[int, float]],
     ) -> None:
         self._source, self._target = source, target
         self._company = _Company(pairs) if pairs else None
-        self._order = _order(source.layers, target.layers)
+        self._order = order
         self._odd = is_odd
         self._words: dict[tuple[str, str], float] = {}
         self._layers: dict[tuple[int, int], float] = {}
@@ -109,24 +109,28 @@ class Scores:
     ) -> list[list[float]]:
         """Scores of all pairs; those of one pattern on both sides are paired in their order."""
         scores = [[self.of(a, b) if fits(a, b) else NEVER for b in rights] for a in lefts]
-        left, right = (sorted(units, key=lambda one: one.layers[0].place) for units in (lefts, rights))
-        for at, unit in enumerate(lefts):
-            rank = _rank(unit, lefts)
-            for to, other in enumerate(rights):
-                if rank is not None and rank == _rank(other, rights):
+        left, right = _ranks(lefts), _ranks(rights)
+        for at, (place, rank) in enumerate(left):
+            for to, (other, its) in enumerate(right):
+                if rank is not None and rank == its:
                     scores[at][to] += _IN_FAMILY
-                scores[at][to] -= _TIE * abs(left.index(unit) - right.index(other))
+                scores[at][to] -= _TIE * abs(place - other)
         return scores
 
 
-def _rank(unit: Unit, units: list[Unit]) -> tuple[int, int] | None:
-    """The place of a unit among those of the same pattern, and how many these are."""
-    pieces = unit.layers[0].pieces
-    family = [one for one in units if one.layers[0].pieces == pieces and one.closed == unit.closed]
-    if len(family) < 2:
-        return None
-    family.sort(key=lambda one: one.layers[0].numbers)
-    return family.index(unit), len(family)
+def _ranks(units: list[Unit]) -> list[tuple[int, tuple[int, int] | None]]:
+    """Of each unit its place in the file, and that among those of the same pattern with their number."""
+    placed = sorted(units, key=lambda one: one.layers[0].place)
+    places = {id(unit): place for place, unit in enumerate(placed)}
+    families: defaultdict[tuple[object, ...], list[Unit]] = defaultdict(list)
+    for unit in units:
+        families[unit.layers[0].pieces, unit.closed].append(unit)
+    ranks: dict[int, tuple[int, int]] = {}
+    for family in families.values():
+        if len(family) > 1:
+            family.sort(key=lambda one: one.layers[0].numbers)
+            ranks |= {id(unit): (at, len(family)) for at, unit in enumerate(family)}
+    return [(places[id(unit)], ranks.get(id(unit))) for unit in units]
 
 
 def _alike(
@@ -246,27 +250,63 @@ def _split_words(piece: str) -> list[str]:
     return [word for word in piece.replace(".", "/").replace("_", "/").split("/") if word] or ["#"]
 
 
-def _order(left: Sequence[Layer], right: Sequence[Layer]) -> dict[int, dict[int, float]]:
+def order_of(left: Sequence[Layer], right: Sequence[Layer]) -> dict[int, dict[int, float]]:
     """Layers in corresponding places when both models are read from the front, and how much that tells."""
     found: dict[int, dict[int, float]] = {}
     for role in ("kernel", "norm", "batch norm", "vector"):
         (a, told), (b, too) = (_in_order([one for one in side if one.role == role]) for side in (left, right))
-        if len(a) * len(b) > 4_000_000:
+        if len(a) * len(b) > 2_000_000:
             continue
-        blocks = SequenceMatcher(None, [x.size for x in a], [x.size for x in b], autojunk=False)
-        whole = len(a) == len(b) > 2 and [x.size for x in a] == [x.size for x in b]
-        tells = _ORDER if whole and len({x.size for x in a}) > 2 else min(told, too)
-        for block in blocks.get_matching_blocks():
-            if len({x.size for x in a[block.a : block.a + block.size]}) < 2:
-                continue  # any layers of one size are in a row
-            for at in range(block.size):
-                found[a[block.a + at].number] = {b[block.b + at].number: tells}
+        sizes = [x.size for x in a], [x.size for x in b]
+        whole = len(a) > 2 and sizes[0] == sizes[1]
+        tells = _ORDER if whole and len(set(sizes[0])) > 2 else min(told, too)
+        for i, j in _certain(*sizes):
+            found[a[i].number] = {b[j].number: tells}
     return found
+
+
+def _certain(left: Sequence[int], right: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Places that belong together in every longest common subsequence of two lists.
+
+    >>> list(_certain([1, 2, 1, 3], [1, 2, 9, 3])), list(_certain([1, 1], [1, 2]))
+    ([(0, 0), (1, 1), (3, 3)], [])
+    """
+    start = 0
+    while start < min(len(left), len(right)) and left[start] == right[start]:
+        start += 1
+    if start == len(left) == len(right):
+        if len(set(left)) > 1:
+            yield from zip(range(start), range(start), strict=True)
+        return
+    ahead, behind = _lengths(left, right), _lengths(left[::-1], right[::-1])
+    best = ahead[-1][-1]
+    m, n = len(left), len(right)
+    places: defaultdict[int, list[int]] = defaultdict(list)
+    for j, size in enumerate(right):
+        places[size].append(j)
+    for i, size in enumerate(left):
+        if any(ahead[i][j] + behind[m - i - 1][n - j] == best for j in range(n + 1)):
+            continue  # there is a longest one without it
+        there = [j for j in places[size] if ahead[i][j] + 1 + behind[m - i - 1][n - j - 1] == best]
+        if len(there) == 1:
+            yield i, there[0]
+
+
+def _lengths(left: Sequence[int], right: Sequence[int]) -> list[list[int]]:
+    """Length of the longest common subsequence of every two beginnings."""
+    table = [[0] * (len(right) + 1)]
+    for one in left:
+        above, row, last = table[-1], [0], 0
+        for j, other in enumerate(right):
+            last = above[j] + 1 if one == other else max(last, above[j + 1])
+            row.append(last)
+        table.append(row)
+    return table
 
 
 def _in_order(layers: Sequence[Layer]) -> tuple[list[Layer], float]:
     """Layers as the file has them; where it is sorted by name, by their numbers, which tells less."""
-    paths = [layer.path for layer in layers]
+    paths = [layer.parts[layer.core].name for layer in layers]
     if len({layer.pieces for layer in layers}) == 1:
         return sorted(layers, key=lambda one: one.numbers), _ORDER
     if len(paths) > 2 and paths == sorted(paths):

@@ -138,6 +138,8 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _END = re.compile(r"(:[0-9]+|/\.ATTRIBUTES/VARIABLE_VALUE)$")
 _LETTER = re.compile(r"(?<=[0-9])(?<!conv[0-9])(?<!pool[0-9])[a-j](?=[_./]|$)")
 """A letter that counts after a number: ``block2a``, ``block2b``."""
+_PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original([01])$")
+"""Weight norm's magnitude and direction, which PyTorch called ``weight_g`` and ``weight_v`` before."""
 _VARS = re.compile(r"[./]vars[./][0-9]+$")
 _SEPARATOR = re.compile(r"[./]")
 
@@ -252,7 +254,10 @@ def layers_of(specs: Mapping[str, TensorSpec], called: Mapping[str, str] | None 
 
 def _numbered(names: Mapping[str, str]) -> dict[str, str]:
     """Names with the number that Keras leaves out for the first of a kind: ``conv``, ``conv_1``."""
-    plain = {name: _LETTER.sub(_counted, _END.sub("", text)) for name, text in names.items()}
+    plain = {
+        name: _LETTER.sub(_counted, _PARAMETRIZED.sub(_of_weight_norm, _END.sub("", text)))
+        for name, text in names.items()
+    }
     follows: set[tuple[str, str]] = set()
     for name in plain.values():
         parts = _SEPARATOR.split(name)
@@ -269,6 +274,10 @@ def _numbered(names: Mapping[str, str]) -> dict[str, str]:
         ]
         numbered[name] = "/".join(given) if given != parts else text
     return numbered
+
+
+def _of_weight_norm(found: re.Match[str]) -> str:
+    return f"{found[1]}_{'gv'[int(found[2])]}"
 
 
 def _counted(letter: re.Match[str]) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ckptkit.base.tensors import TensorSpec
-from ckptkit.rules.evidence import AGAINST, ENOUGH, NEVER, Scores, assignment, margin_of, nearest_of
+from ckptkit.rules.evidence import AGAINST, ENOUGH, NEVER, Scores, assignment, margin_of, nearest_of, order_of
 from ckptkit.rules.fusing import Bundle, Cut, cut_of, joined, placed, stacked, stacked_joined
 from ckptkit.rules.naming import Kind, Layer
 from ckptkit.rules.turning import IDENTITY, AxisOrder, Turn, chosen, turns, usual
@@ -115,6 +115,7 @@ class Structure:
         self._open = ({id(one) for one in self.source.layers}, {id(one) for one in self.target.layers})
         self._pending: list[_Paired] = []
         self._counted: tuple[int, tuple[AxisOrder | None, AxisOrder | None]] = (-1, (None, None))
+        self._in_order: tuple[int, dict[int, dict[int, float]]] = (-1, {})
         self._unsure: set[int] = set()  # layers that are to be decided together, and cannot yet
         self._pending_bundles: list[_Bundled] = []
         self._take_proven()
@@ -205,7 +206,7 @@ class Structure:
 
     def _round(self, *, company: bool, final: bool, roles: tuple[str, ...] | None) -> bool:
         classes = self._classes()
-        scorer = Scores(self.source, self.target, self._pairs if company else (), self.is_odd)
+        scorer = Scores(self.source, self.target, self._pairs if company else (), self.is_odd, self._order())
         accepted = False
         self._unsure = set()
         for key in sorted(classes, key=lambda one: (-len(one[1]), one[0])):
@@ -217,6 +218,13 @@ class Structure:
             if accepted and final:
                 return True
         return accepted
+
+    def _order(self) -> dict[int, dict[int, float]]:
+        """Layers in corresponding places, counted again when layers are taken apart."""
+        count = len(self.source.layers) + len(self.target.layers)
+        if self._in_order[0] != count:
+            self._in_order = count, order_of(self.source.layers, self.target.layers)
+        return self._in_order[1]
 
     def _classes(self) -> dict[tuple[str, tuple[int, ...]], tuple[list[Unit], list[Unit]]]:
         """Units of both sides by what they are and their sizes, where both sides have some."""
@@ -233,6 +241,12 @@ class Structure:
 
     def _assign(self, lefts: list[Unit], rights: list[Unit], scorer: Scores, *, final: bool) -> bool:
         """Pair the units of one class as well as can be; whether some were paired."""
+        if len(lefts) * len(rights) > _MOST_SCORED:
+            if final:
+                self._ask(
+                    lefts, rights, [one for one in zip(lefts, rights, strict=False) if self._fits(*one)]
+                )
+            return final
         scores = scorer.table(lefts, rights, self._fits)
         pairs = assignment(scores)
         own = {id(layer) for i, j in pairs for unit in (lefts[i], rights[j]) for layer in unit.layers}
@@ -372,7 +386,7 @@ class Structure:
     def _fused_and_stacked(self, *, final: bool = False) -> bool:
         """Pair layers of one side that are one on the other."""
         accepted = False
-        scorer = Scores(self.source, self.target, self._pairs, self.is_odd)
+        scorer = Scores(self.source, self.target, self._pairs, self.is_odd, self._order())
         for forward in (True, False):
             many, one = (self.source, self.target) if forward else (self.target, self.source)
             is_many, is_one = self._open if forward else self._open[::-1]
@@ -532,6 +546,8 @@ class Structure:
 
 
 _NEIGHBOURHOOD = 40
+_MOST_SCORED = 40_000
+"""Pairs of one class: so many layers of one size without a pattern are not told apart by their names."""
 
 
 def _twins(unit: Unit) -> frozenset[int]:
@@ -551,9 +567,12 @@ def _namesake(layer: Layer) -> frozenset[tuple[str, tuple[int, ...]]]:
 
 def _shared(one: Layer, other: Layer) -> list[tuple[TensorSpec, TensorSpec]]:
     """The tensors that two layers both have."""
-    pairs = [(one.parts[one.core], other.parts[other.core])]
+    mine, theirs = one.core, other.core
+    if mine != theirs and (mine in other.parts or theirs in one.parts):  # one lacks what the other has
+        return [(one.parts[kind], other.parts[kind]) for kind in one.parts if kind in other.parts]
+    pairs = [(one.parts[mine], other.parts[theirs])]
     for kind, spec in one.parts.items():
-        theirs = other.parts.get(kind)
-        if theirs is not None and kind not in (one.core, other.core) and spec.size == theirs.size:
-            pairs.append((spec, theirs))
+        partner = other.parts.get(kind)
+        if partner is not None and kind not in (mine, theirs) and spec.size == partner.size:
+            pairs.append((spec, partner))
     return pairs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 import zlib
 from collections.abc import Callable, Iterator
 
@@ -148,6 +149,71 @@ def test_numbers_that_only_count_layers_of_a_class_do_not_decide_between_branche
         f"conv2d_{n}/kernel" for n in (2, 3, 5, 6)
     }
     assert {sure[f"conv2d_{n}/kernel"] for n in (1, 4, 7)} == {"guessed"}
+
+
+def test_layers_of_one_size_with_unrelated_names_take_no_longer() -> None:
+    words = [f"w{''.join(chr(97 + int(digit)) for digit in f'{n:04}')}" for n in range(1000)]
+    started = time.process_time()
+    matches = Structure(
+        shaped(dict.fromkeys(words, (8, 8))), shaped({f"{word[::-1]}.weight": (8, 8) for word in words})
+    ).matches
+    assert time.process_time() - started < 3
+    assert len(matches) == 1000
+    assert {match.sure for match in matches} == {"ambiguous"}
+
+
+def test_weight_norm_by_either_name() -> None:
+    left = {"pos.weight_g": (1, 1, 8), "pos.weight_v": (16, 4, 8), "fc.weight_g": (1, 1, 8)}
+    left["fc.weight_v"] = (16, 4, 8)
+    right = {
+        name.replace("weight_g", "parametrizations.weight.original0").replace(
+            "weight_v", "parametrizations.weight.original1"
+        ): shape
+        for name, shape in left.items()
+    }
+    found = {m.sources[0]: m.targets[0] for m in Structure(shaped(left), shaped(right)).matches}
+    assert found == dict(zip(left, right, strict=True))
+
+
+def shaped(shapes: dict[str, tuple[int, ...]]) -> dict[str, TensorSpec]:
+    return {name: TensorSpec(name, DTYPES["float32"], shape) for name, shape in shapes.items()}
+
+
+def test_layers_that_nobody_named_follow_the_order_in_which_they_were_made() -> None:
+    """A Keras file numbers them by the graph, here at random; branches are alike, blocks end in one more."""
+    source: dict[str, tuple[int, ...]] = {}
+    target: dict[str, tuple[int, ...]] = {}
+    called, truth, made = {}, {}, 0
+    numbers = iter(np.random.default_rng(0).permutation(8 * 6 + 3))
+
+    def conv(name: str, width: int, depth: int, *, norm: bool = True) -> None:
+        nonlocal made
+        path = f"layers/conv2d_{next(numbers)}/vars/0"
+        source[path], target[f"{name}.conv.weight"] = (1, 1, depth, width), (width, depth, 1, 1)
+        called[path] = f"layers/conv2d_{made + 70}/vars/0"
+        truth[f"{name}.conv.weight"] = path
+        for kind, leaf in enumerate(("bias", "running_mean", "running_var")):
+            vector = f"layers/batch_normalization_{path.split('/')[1][7:]}/vars/{kind}"
+            source[vector], target[f"{name}.bn.{leaf}"] = (width,), (width,)
+            called[vector] = f"layers/batch_normalization_{made + 70}/vars/{kind}"
+            truth[f"{name}.bn.{leaf}"] = vector
+        target[f"{name}.bn.weight"] = (width,)
+        made += 1
+
+    conv("stem.0", 32, 3)
+    for block in range(8):
+        for branch, steps in enumerate(([8], [8, 8], [8, 12, 16])):
+            for step, width in enumerate(steps):
+                conv(f"blocks.{block}.branch{branch}.{step}", width, steps[step - 1] if step else 32)
+        up = f"blocks.{block}.up.weight"
+        target[up], source[f"layers/block{block + 1}_up/vars/0"] = (32, 32, 1, 1), (1, 1, 32, 32)
+        truth[up] = f"layers/block{block + 1}_up/vars/0"
+    conv("head.0", 40, 32)
+    conv("head.1", 44, 40)
+    matches = Structure(shaped(dict(sorted(source.items()))), shaped(target), called=(called, {})).matches
+    found = {match.targets[0]: (match.sources[0], match.sure) for match in matches}
+    assert {name: pair[0] for name, pair in found.items()} == truth
+    assert sum(sure == "ambiguous" for _, sure in found.values()) < 0.2 * len(found)
 
 
 def test_variables_of_a_keras_file_are_known_by_their_layer() -> None:

@@ -636,6 +636,21 @@ class TestWhatItMayCost:
         arrays = {f"a{'b' * 50}_{n}_x_1b": random(1) for n in range(300)}
         assert "too many rules for its tensors" in self.refused(tmp_path, HEAD + rules, arrays)
 
+    def test_thousands_of_rules_that_all_fit_every_name(self, tmp_path):
+        rules = "".join(f" - {{source: 't{{i}}', target: 'y{n}.{{i}}'}}\n" for n in range(3_000))
+        arrays = {f"t{i}": np.zeros(1, np.uint8) for i in range(2_000)}
+        assert "too many rules for its tensors" in self.refused(tmp_path, HEAD + rules, arrays)
+
+    def test_a_list_of_numbered_parts_beyond_measure(self, tmp_path):
+        text = f"{HEAD} - {{source: w, target: ['{{n}}a', '{{n}}b'], op: unstack, over: n, axis: 1}}\n"
+        told = self.refused(tmp_path, text, {"w": np.zeros((1_000_000, 2), np.uint8)})
+        assert "too many rules for its tensors" in told
+        text = f"{HEAD} - {{source: ['{{n}}a', '{{n}}b'], target: w, op: stack, over: n, axis: 1}}\n"
+        (tmp_path / "stack").mkdir()
+        arrays = {"0a": random(1), "0b": random(1), f"{10**17}a": random(1)}
+        told = self.refused(tmp_path / "stack", text, arrays)
+        assert "more missing beside '0a'" in told
+
     def test_aliases_that_multiply(self, tmp_path):
         rows = ["a: &a {source: x, target: y}"]
         rows += [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdef", "bcdefg", strict=True)]
