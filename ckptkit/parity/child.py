@@ -86,6 +86,8 @@ class Model(ABC):
 
     channels_last = True
     versions = ""
+    kept: Mapping[str, Array] = {}  # what fills it, where it is filled anew
+    changed: Mapping[str, Array] = {}  # tensors of it that get other values
 
     def __init__(self, side: Mapping[str, Any]) -> None:
         self.side = side
@@ -113,8 +115,14 @@ class Model(ABC):
         if request["do"] == "fill":
             self.path = Path(request["checkpoint"])
             self.side = {**self.side, **request, "reverse": False}
+            self.kept, self.changed = {}, {}
             self.fill()
             return {}
+        if request["do"] == "change":
+            self.changed = dict(_changed(self.kept, request))
+            if self.changed:
+                self.fill()
+            return {"changed": bool(self.changed)}
         return self.record(request) if request["do"] == "run" else self.explain(request)
 
     def fill(self) -> None:
@@ -176,6 +184,8 @@ class Model(ABC):
         """The checkpoint under the model's names, by a rules file; None without one."""
         if not self.side["rules"]:
             return None
+        if self.changed:
+            return {**self.kept, **self.changed}
         from ckptkit.convert.by_rules import plan_by_rules
         from ckptkit.convert.loading import read_moves
         from ckptkit.formats.detect import open_reader
@@ -184,7 +194,10 @@ class Model(ABC):
         assert self.path is not None
         rules = load_rules(self.side["rules"], reverse=self.side["reverse"])
         with open_reader(self.path, state_dict=self.side["state_dict"]) as reader:
-            return read_moves(plan_by_rules(reader, rules).moves, reader)
+            arrays = read_moves(plan_by_rules(reader, rules).moves, reader)
+        if self.side.get("do") == "fill":
+            self.kept = arrays
+        return arrays
 
     def refuse_misfits(
         self, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
@@ -202,6 +215,27 @@ class Model(ABC):
         said = [f"{len(names)} {kind}: {listed(names)}" for kind, names in faults.items() if names]
         if said:
             raise ConversionError(f"{self.path} does not fit {self.side['model']}", details=said)
+
+
+def _changed(arrays: Mapping[str, Array], request: Mapping[str, Any]) -> Iterator[tuple[str, Array]]:
+    """Tensors with other values: one that is turned, or reversed; or some that are exchanged."""
+    import numpy
+
+    name = request.get("turn", "")
+    if name in arrays:
+        array = arrays[name]
+        square = [n for n in range(array.ndim - 1) if array.shape[n] == array.shape[n + 1] > 1]
+        forms = [numpy.swapaxes(array, n, n + 1) for n in square[:1]]
+        for form in (*forms, array.reshape(-1)[::-1].reshape(array.shape)):
+            if not numpy.array_equal(form, array):
+                yield name, numpy.ascontiguousarray(form)
+                return
+    pairs = request.get("exchange", ())
+    known = all(one in arrays and other in arrays for one, other in pairs)
+    if known and all(arrays[one].shape == arrays[other].shape for one, other in pairs):
+        for one, other in pairs:
+            if not numpy.array_equal(arrays[one], arrays[other]):
+                yield from ((one, arrays[other]), (other, arrays[one]))
 
 
 def _callables(module: Any) -> list[str]:

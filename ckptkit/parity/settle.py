@@ -26,6 +26,7 @@ from ckptkit.parity.any_model import UserCase, judged, open_case_file
 from ckptkit.parity.backends import Ran
 from ckptkit.parity.case_file import load_case
 from ckptkit.parity.compare import StageComparison, compare
+from ckptkit.parity.sensitivity import Tested, tested
 from ckptkit.parity.sides import SideProcess
 from ckptkit.rules.drafting import Draft
 from ckptkit.rules.structure import Match, Question
@@ -152,16 +153,27 @@ class _Trials:
         assert isinstance(side, SideProcess)
         try:
             side.fill(self.source, self.rules, self.state_dict)
-            candidate = side.run(self.case.given, reference=self.reference)
-            compared = self.case.in_common(self.reference, candidate)
-            stages = compare(compared.ours, compared.theirs, compared.tolerance, sides=compared.called)
+            return Outcome(self._stages(side))
         except CkptkitError:
             if (
                 self.runs == 1 or side.ended
             ):  # not for this answer: the rules, the case or the code are at fault
                 raise
             return Outcome(())
-        return Outcome(tuple(judged(compared, stages)[0]))
+
+    def _stages(self, side: SideProcess) -> tuple[StageComparison, ...]:
+        candidate = side.run(self.case.given, reference=self.reference)
+        compared = self.case.in_common(self.reference, candidate)
+        stages = compare(compared.ours, compared.theirs, compared.tolerance, sides=compared.called)
+        return tuple(judged(compared, stages)[0])
+
+    def tested(self, answers: tuple[Answer, ...], made: Sequence[Match]) -> Tested:
+        """Test every guess with these answers, with which all outputs agree."""
+        side = self.case.candidate
+        assert isinstance(side, SideProcess)
+        self._run(answers)
+        self.say("testing every guess by a change")
+        return tested(made, lambda change: self._stages(side) if side.change(change) else None)
 
 
 @dataclass(frozen=True)
@@ -287,9 +299,18 @@ def settle(
             best = _search(trials, (*best, *(choice.start for choice in guessed)))
         settled = [_is_settled(trials, best, n) for n in range(len(choices))]
         outcome = trials.outcome(best)
-    made = matches_with(suggestion, choices, best, settled)
-    assert made is not None
-    return suggestion.redrafted(made, [_in_words(str(case_path), outcome, settled, trials.runs)])
+        made = matches_with(suggestion, choices, best, settled)
+        assert made is not None
+        notes = [_in_words(str(case_path), outcome, settled, trials.runs)]
+        if outcome.ok and any(match.sure == "guessed" for match in made):
+            found = trials.tested(best, made)
+            made = [replace(one, sure="proven") if _is_proven(one, found) else one for one in made]
+            notes += found.in_words
+    return suggestion.redrafted(made, notes)
+
+
+def _is_proven(match: Match, found: Tested) -> bool:
+    return match.sure == "guessed" and bool(match.targets) and found.proven.issuperset(match.targets)
 
 
 def _search(trials: _Trials, best: tuple[Answer, ...]) -> tuple[Answer, ...]:
@@ -312,9 +333,12 @@ def _gains(trials: _Trials, answers: tuple[Answer, ...], best: tuple[Answer, ...
 
 
 def _near(choices: Sequence[Choice], answers: tuple[Answer, ...]) -> Iterator[tuple[Answer, ...]]:
-    """These answers with one changed, then with two."""
+    """These answers with one changed, then with two, or one twice: a stage may have two layers."""
     for n, choice in enumerate(choices):
         yield from ((*answers[:n], other, *answers[n + 1 :]) for other in choice.others(answers[n]))
+    for n, choice in enumerate(choices):
+        twice = (two for one in choice.others(answers[n]) for two in choice.others(one))
+        yield from ((*answers[:n], other, *answers[n + 1 :]) for other in dict.fromkeys(twice))
     for a, b in combinations(range(len(choices)), 2):
         for one in choices[a].others(answers[a]):
             for other in choices[b].others(answers[b]):

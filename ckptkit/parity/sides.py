@@ -158,6 +158,10 @@ class SideProcess(ChildProcess, Backend[CaseInputs]):
         self._opened()
         self.ask({"do": "fill", "checkpoint": str(checkpoint), "rules": str(rules), "state_dict": state_dict})
 
+    def change(self, change: Mapping[str, Any]) -> bool:
+        """Change what it was filled with; tells whether any value is another one."""
+        return bool(self.ask({"do": "change", **change})["changed"])
+
     @property
     def reads(self) -> str:
         """What fills the model, in words."""
