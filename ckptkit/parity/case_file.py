@@ -31,7 +31,10 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,10 +62,11 @@ from ckptkit.registry.document import Document, Location, bounded, parse, read_t
 MAX_FILE_SIZE = 1_000_000
 """Bytes."""
 MAX_NUMBERS = 1 << 28
-"""Numbers in one input."""
+"""Numbers in all inputs."""
 SECONDS = 600
 """What a side may take, without ``timeout``."""
 
+_MAX_BYTES = 8 * MAX_NUMBERS
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 _MOST_FAULTS = 500
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -95,7 +99,7 @@ def _framework(value: object) -> object:
     return ALIASES.get(value.lower(), value.lower()) if isinstance(value, str) else value
 
 
-_Figure = Annotated[PositiveFloat, BeforeValidator(_number)]
+_Figure = Annotated[PositiveFloat, Field(allow_inf_nan=False), BeforeValidator(_number)]
 
 
 class SideText(BaseModel):
@@ -184,7 +188,7 @@ class CaseText(BaseModel):
         "Absent: outputs of equal shape are paired in the order of execution.",
     )
     tolerance: ToleranceText | None = Field(None, description="Absent: that of float32.")
-    timeout: PositiveInt = Field(SECONDS, description="Seconds after which a side is ended.")
+    timeout: PositiveInt = Field(SECONDS, le=10_000_000, description="Seconds after which a side is ended.")
 
 
 @dataclass(frozen=True)
@@ -201,7 +205,7 @@ class CaseFile:
 
     def place(self, name: str) -> Path:
         """A path of the file."""
-        return self.folder / Path(name).expanduser()
+        return self.folder / os.path.expanduser(name)  # noqa: PTH111 (Path's raises for unknown users)
 
     def side(self, which: Which) -> SideText:
         """One model."""
@@ -286,18 +290,20 @@ def _from_file(case: CaseFile, name: str, one: InputText) -> dict[str, Array]:
     path = case.place(one.file)
     try:
         found = numpy.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        if isinstance(found, numpy.ndarray):
+            return {name: found}
+        with found:
+            keys = [one.key] if one.key else [name] if name in found else list(found)
+            missing = [key for key in keys if key not in found]
+            if missing or not keys:
+                raise UsageError(
+                    f"{path} has no array {one.key!r}", hint=f"choose from {', '.join(map(str, found))}"
+                )
+            if sum(member.file_size for member in found.zip.infolist()) > _MAX_BYTES:
+                raise UsageError(f"{path}: more than {_MAX_BYTES >> 30} GB")
+            return {name if len(keys) == 1 else key: found[key] for key in keys}
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise UsageError(f"{path}: cannot be read as .npy or .npz: {error}") from error
-    if isinstance(found, numpy.ndarray):
-        return {name: found}
-    with found:
-        keys = [one.key] if one.key else [name] if name in found else list(found)
-        missing = [key for key in keys if key not in found]
-        if missing or not keys:
-            raise UsageError(
-                f"{path} has no array {one.key!r}", hint=f"choose from {', '.join(map(str, found))}"
-            )
-        return {name if len(keys) == 1 else key: found[key] for key in keys}
 
 
 # -- reading -------------------------------------------------------------------------------------------------
@@ -390,6 +396,9 @@ def _faults(case: CaseFile, is_single: bool) -> Iterator[tuple[Location, str]]:
         place: Location = ("inputs",) if is_single else ("inputs", name)
         for key, what in _faults_of_input(case, one):
             yield (*place, key), what
+    total = sum(math.prod(one.shape) for one in (case.text.inputs or {}).values() if one.shape)
+    if total > MAX_NUMBERS and not is_single:
+        yield ("inputs",), f"more than {MAX_NUMBERS:,} numbers in all inputs"
     right = list((case.stages or {}).values())
     for twice in sorted(name for name, count in Counter(right).items() if count > 1):
         yield ("stages",), f"{twice!r} is given twice as a stage of the right side"
@@ -407,19 +416,21 @@ def _faults_of_side(case: CaseFile, side: SideText) -> Iterator[tuple[str, str]]
         yield "rules", "rules need a checkpoint"
     if side.checkpoint is not None:
         path = case.place(side.checkpoint)
-        if not path.exists() and not path.with_name(path.name + ".index").exists():
+        if not _exists(path) and not _exists(f"{path}.index"):
             yield "checkpoint", f"no such file {side.checkpoint!r}{_FROM}"
-    if side.rules is not None and not case.place(side.rules).is_file():
+    if side.rules is not None and not _is_file(case.place(side.rules)):
         yield "rules", f"no such file {side.rules!r}{_FROM}"
 
 
+_exists, _is_file = os.path.exists, os.path.isfile
+"""Those of `Path` raise where a name is too long."""
 _FROM = " (from the folder of the case)"
 
 
 def _faults_of_recording(case: CaseFile, side: SideText) -> Iterator[tuple[str, str]]:
     if (side.model is None) == (side.checkpoint is None):
         yield "model", "a recorded side has one file: model"
-    elif not case.place(side.recording).is_file():
+    elif not _is_file(case.place(side.recording)):
         yield "model", f"no such file {side.recording!r}{_FROM}"
     if side.rules is not None:
         yield "rules", "recorded has its own weights"
@@ -433,8 +444,8 @@ def _fault_of_model(case: CaseFile, side: SideText) -> str | None:
         return None if is_factory else f"{side.model!r} is not package.module:factory"
     place = case.place(side.model)
     if side.framework == "onnx":
-        return None if place.is_file() else f"no such file {side.model!r}{_FROM}"
-    if is_factory or place.exists():
+        return None if _is_file(place) else f"no such file {side.model!r}{_FROM}"
+    if is_factory or _exists(place):
         return None
     return f"{side.model!r} is neither package.module:factory nor a file{_FROM}"
 
@@ -442,7 +453,7 @@ def _fault_of_model(case: CaseFile, side: SideText) -> str | None:
 def _faults_of_input(case: CaseFile, one: InputText) -> Iterator[tuple[str, str]]:
     if (one.shape is None) == (one.file is None):
         yield "shape", "an input has either a shape or a file"
-    if one.file is not None and not case.place(one.file).is_file():
+    if one.file is not None and not _is_file(case.place(one.file)):
         yield "file", f"no such file {one.file!r} (from the folder of the case)"
     if one.shape is not None and math.prod(one.shape) > MAX_NUMBERS:
         yield "shape", f"more than {MAX_NUMBERS:,} numbers"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ckptkit.base.errors import NotFoundError, UsageError
+from ckptkit.parity import case_file
 from ckptkit.parity.case_file import CaseText, InputText, SideText, load_case, reference
 
 GOOD = """\
@@ -147,6 +148,20 @@ HOSTILE = {
     "huge shape": GOOD.replace("[2, 32, 32, 3]", str([2**62] * 5_000)),
     "list": "- a\n- b\n",
     "nothing": "",
+    "many inputs": GOOD.replace(
+        "{shape: [2, 32, 32, 3], layout: NHWC, seed: 7}",
+        "{" + ", ".join(f"i{n}: {{shape: [4096, 4096]}}" for n in range(3000)) + "}",
+    ),
+    "merged keys": "a: &a {x: 1}\n"
+    + "\n".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}' if i else '*a'] * 9)}]}}" for i in range(12)),
+    "long path": GOOD.replace("a.pth", "x" * 300_000),
+    "nobody's home": GOOD.replace("a.pth", "~nosuchuser/a"),
+    "NUL": GOOD.replace("a.pth", '"a\\0b"'),
+    "device": GOOD.replace("shape: [2, 32, 32, 3], layout: NHWC, seed: 7", "file: /dev/zero"),
+    "any difference": GOOD.replace("5e-5", ".inf"),
+    "no timeout": GOOD + "timeout: 1000000000000000000000\n",
+    "base 60": GOOD.replace("5e-5", "1" + ":59" * 20_000),
+    "seed": GOOD.replace("seed: 7", "seed: " + "9" * 40),
     "not YAML": "left: {",
     "binary": "\x00\x01",
 }
@@ -161,6 +176,22 @@ def test_a_hostile_file_ends_in_one_line_soon(text: str, folder: Path, monkeypat
     assert time.process_time() - began < 1
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 3000
     assert not (folder / "ran").exists()
+
+
+def test_a_hostile_array_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776, 1024), }".ljust(117) + b"\n"
+    (folder / "huge.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00" + header)
+    np.save(folder / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    np.savez_compressed(folder / "bomb.npz", a=np.zeros(1 << 18))
+    monkeypatch.setattr(case_file, "_MAX_BYTES", 1 << 20)
+    for name in ("huge.npy", "objects.npy", "bomb.npz"):
+        inputs = f"file: {name}"
+        case = load(folder, GOOD.replace("shape: [2, 32, 32, 3], layout: NHWC, seed: 7", inputs))
+        began = time.process_time()
+        with pytest.raises(UsageError) as caught:
+            case.arrays()
+        assert time.process_time() - began < 1
+        assert name in str(caught.value)
 
 
 def test_a_file_that_is_too_large_or_absent(folder: Path):
