@@ -441,6 +441,11 @@ SITUATIONS: Mapping[str, Situation] = {
         arrange=_text("broken.yaml", "entries:\n  - id: tiny-moat0-256\n    nosuch: 1\n"),
         then="registry schema",
     ),
+    "a metric without a number": Situation(
+        "registry add new https://example.org/m.pth --checkpoint moat.pth --metric mIoU=high --file own.yaml",
+        then="registry add new https://example.org/m.pth --checkpoint moat.pth --metric box_mAP=39.7 "
+        "--file own.yaml",
+    ),
     "a field that cannot be": Situation(
         "registry add new https://example.org/m.pth --checkpoint moat.pth --top1 999 --file own.yaml",
         then="registry schema",

@@ -241,16 +241,14 @@ def path_command(
 
 def _expected_by(state: State) -> Callable[[str, str], list[ExpectedChecksum]]:
     """What the registry and the lock file expect of a file."""
-    from ckptkit.base.checksums import ExpectedChecksum
     from ckptkit.store.lockfile import LockFile
 
     registry, trust = state.registry(), LockFile.default()
 
     def expected(id: str, file: str) -> list[ExpectedChecksum]:
-        if id in registry and (pin := registry[id].sha256):
-            return [ExpectedChecksum("sha256", pin, "the registry")]
-        trusted = trust.expected(id, file)
-        return [trusted] if trusted else []
+        stated = list(registry[id].expected) if id in registry else []
+        trusted = None if any(one.algorithm == "sha256" for one in stated) else trust.expected(id, file)
+        return [*stated, *([trusted] if trusted else [])]
 
     return expected
 

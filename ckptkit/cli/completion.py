@@ -62,6 +62,19 @@ def complete_families(ctx: typer.Context, incomplete: str) -> list[str]:
     return _distinct((row.family for row in _registry(ctx).values()), incomplete)
 
 
+def complete_tasks(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Tasks of ckptkit's registry, and those of the registry in use."""
+    from ckptkit.registry.schema import TASKS
+
+    return _distinct([*TASKS, *(row.task for row in _registry(ctx).values())], incomplete)
+
+
+def complete_metrics(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Metrics that an entry of the registry has."""
+    published = (name for row in _registry(ctx).values() for name in row.published_metrics)
+    return _distinct(published, incomplete)
+
+
 def complete_values(field: str) -> Callable[[str], list[str]]:
     """Values that a field of a registry entry may have, of those that have few.
 

@@ -16,7 +16,13 @@ import typer
 
 from ckptkit.base.errors import UsageError
 from ckptkit.base.parse import parse_percent, parse_resolution, parse_side
-from ckptkit.cli.completion import complete_families, complete_ids, complete_variants
+from ckptkit.cli.completion import (
+    complete_families,
+    complete_ids,
+    complete_metrics,
+    complete_tasks,
+    complete_variants,
+)
 from ckptkit.cli.help import described, usage
 from ckptkit.cli.output import Output, pasteable, width_of
 
@@ -302,6 +308,15 @@ class EntryFilter:
     ] = None
     variant: Annotated[
         _Globs, typer.Option(help=f"Architecture: {_ABOUT_GLOB}", autocompletion=complete_variants)
+    ] = None
+    task: Annotated[_Globs, typer.Option(help=f"Task: {_ABOUT_GLOB}", autocompletion=complete_tasks)] = None
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="With this published metric, such as box_mAP; may be repeated.",
+            autocompletion=complete_metrics,
+        ),
     ] = None
     setting: Annotated[_Globs, typer.Option(help=f"Training setting: {_ABOUT_GLOB}")] = None
     pretrain: Annotated[_Globs, typer.Option(help=f"Pretraining data: {_ABOUT_GLOB}")] = None

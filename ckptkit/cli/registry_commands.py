@@ -17,6 +17,7 @@ from ckptkit.cli.completion import (
     complete_families,
     complete_fetched,
     complete_ids,
+    complete_tasks,
     complete_values,
     complete_variants,
 )
@@ -185,7 +186,7 @@ def _observed_checksums(state: State, ids: Sequence[str], *, all_entries: bool, 
     def fetched() -> list[str]:
         return [entry.id for entry in registry.values() if seen(entry)]
 
-    pins = []
+    pins, stated = [], 0
     names = list(registry) if all_entries else state.workspace().expand(ids, fetched, files=False)
     for entry in map(registry.__getitem__, names):
         record = seen(entry)
@@ -194,12 +195,18 @@ def _observed_checksums(state: State, ids: Sequence[str], *, all_entries: bool, 
         if all_entries and record and _lacks_bn_statistics(entry, record) and not force:
             state.output.warn(f"{entry.id}: skipped, only the upload without BatchNorm statistics is here")
             continue
-        pins.append(_pin_of(entry, record, trust, force=force))
-    if not pins:
+        pin = _pin_of(entry, record, trust, force=force)
+        if entry.is_published_checksum and pin.sha256 == entry.sha256:
+            state.output.note(f"{entry.id}: its sha256 is stated by the publisher; left as it is")
+            stated += 1
+            continue
+        pins.append(pin)
+    if not pins and not stated:
         raise NotFoundError("nothing to pin has been fetched here", hint="run 'ckptkit fetch ID' first")
-    if all_entries and len(pins) < len(registry):
+    if all_entries and len(pins) + stated < len(registry):
         state.output.note(
-            f"{len(pins)} of {counted(len(registry), 'entry')} were fetched; the others stay as they are"
+            f"{len(pins) + stated} of {counted(len(registry), 'entry')} were fetched; "
+            "the others stay as they are"
         )
     return pins
 
@@ -312,6 +319,27 @@ class EntryFields:
         ),
     ] = None
     display_name: Annotated[str | None, typer.Option(help="Display name; default: the id.")] = None
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="What the model is for; default: image-classification.", autocompletion=complete_tasks
+        ),
+    ] = None
+    serves: Annotated[
+        str | None,
+        typer.Option(
+            help="What is known of the file: whole (default), backbone, container.",
+            autocompletion=complete_values("serves"),
+        ),
+    ] = None
+    method: Annotated[
+        str | None, typer.Option(help="Detector or head around the backbone: 'Mask R-CNN'.")
+    ] = None
+    setting: Annotated[str | None, typer.Option(help="Training recipe or schedule.")] = None
+    dataset: Annotated[str | None, typer.Option(help="Evaluation data of the metrics.")] = None
+    num_classes: Annotated[
+        int | None, typer.Option("--classes", metavar="COUNT", help="Classes that the model tells apart.")
+    ] = None
     train_resolution: Annotated[
         int | None, typer.Option("--resolution", metavar="PIXELS", help="Input side in training and testing.")
     ] = None
@@ -330,6 +358,21 @@ class EntryFields:
     published_top5: Annotated[
         float | None, typer.Option("--top5", metavar="PERCENT", help="Published top-5 accuracy.")
     ] = None
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric", metavar="NAME=VALUE", help="A further published metric; repeat for several."
+        ),
+    ] = None
+    sha256: Annotated[
+        str | None, typer.Option(metavar="HEX", help="sha256 that the publisher states on --checksum-page.")
+    ] = None
+    md5: Annotated[
+        str | None, typer.Option(metavar="HEX", help="MD5 that the publisher states on --checksum-page.")
+    ] = None
+    checksum_page: Annotated[
+        str | None, typer.Option(metavar="URL", help="The publisher's page with the checksum.")
+    ] = None
     license: Annotated[str | None, typer.Option(metavar="SPDX", help="Licence, such as Apache-2.0.")] = None
     normalization: Annotated[
         str | None,
@@ -346,11 +389,23 @@ class EntryFields:
         from ckptkit.families.base import family_of_variant
 
         given = {name: value for name, value in vars(self).items() if value is not None}
+        if self.metrics is not None:
+            given["metrics"] = dict(map(_metric, self.metrics))
         if self.train_resolution is not None:
             given.setdefault("test_resolution", self.train_resolution)
         if self.variant is not None and self.family is None:
             given["family"] = family_of_variant(self.variant).name
         return given
+
+
+def _metric(text: str) -> tuple[str, float]:
+    """Read NAME=VALUE."""
+    name, equals, value = text.partition("=")
+    try:
+        return name.strip(), float(value)
+    except ValueError:
+        what = f"{value!r} is not a number" if equals else "no value is given"
+        raise UsageError(f"--metric {text}: {what}", hint="write it like --metric box_mAP=39.7") from None
 
 
 @registry_app.command("add")
@@ -427,7 +482,7 @@ def add_command(
     addition = preview()
     _check_model(addition.entry, options)
     if pin and checkpoint is not None:
-        given |= _observed_fields(checkpoint, urls[0], state)
+        given |= _observed_fields(checkpoint, urls[0], state, fields.sha256)
         addition = preview()
     entry = addition.entry
     for note in _remarks(addition, given, checkpoint if two_copies else None):
@@ -555,7 +610,7 @@ def _remarks(addition: Addition, given: Mapping[str, Any], two_copies: Path | No
         )
 
 
-def _observed_fields(path: Path, url: str, state: State) -> dict[str, Any]:
+def _observed_fields(path: Path, url: str, state: State, stated: str | None) -> dict[str, Any]:
     """sha256, size and their provenance of a local file that is to be the one at a URL."""
     from datetime import datetime, timezone
 
@@ -568,6 +623,10 @@ def _observed_fields(path: Path, url: str, state: State) -> dict[str, Any]:
         )
     with state.output.progress(f"hashing {path}", path.stat().st_size) as advance:
         digests = hash_file(path, ("sha256",), advance=advance)
+    if stated is not None and stated != digests.sha256:
+        raise IntegrityError(f"{path}: sha256 is {digests.sha256}, but --sha256 says {stated}")
+    if stated is not None:
+        return {"size": digests.size}
     return {
         "sha256": digests.sha256,
         "size": digests.size,

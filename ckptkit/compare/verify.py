@@ -285,20 +285,28 @@ def check_checksum(located: Located, progress: Progress) -> Check:
     """Compare the published file with the registry's pin, the lock file and the record of its first fetch."""
     if located.artefact is None or located.entry is None:
         return _check_own_file(located.path, progress)
-    found = _hash(located.artefact, located.name, progress)
+    found = _hash(located.artefact, located.name, progress, located.entry)
     faults = _other_bytes(found, located.entry, located)
     if faults:
         return Check(CHECKSUM, "failed", f"{located.artefact.name} has other bytes than it should", faults)
     facts = _facts(found)
     kept = f"; the server's {' and '.join(located.server_hashes)} held" if located.server_hashes else ""
     if located.entry.sha256 is not None:
-        return Check(CHECKSUM, "ok", f"as pinned in the registry{kept}", facts)
+        whose = (
+            "as the publisher states" if located.entry.is_published_checksum else "as pinned in the registry"
+        )
+        return Check(CHECKSUM, "ok", f"{whose}{kept}", facts)
+    if located.entry.md5 is not None:
+        return Check(CHECKSUM, "ok", f"{_ONLY_MD5}{kept}", (*facts, f"md5 {found.md5}"))
     if located.trusted is not None:
         remembered = f"remembered in {located.trusted.origin}"
         return Check(CHECKSUM, "ok", f"{_NOT_PUBLISHED}{kept}", (*facts, remembered))
     if located.sha256 is not None:
         return Check(CHECKSUM, "ok", f"{_NOT_PUBLISHED}{kept}", facts)
     return Check(CHECKSUM, "skipped", "nothing pinned and no record of its fetch to compare with", facts)
+
+
+_ONLY_MD5 = "MD5 as the publisher states, which shows damage and can be forged; no sha256 is published"
 
 
 def _facts(found: Digests) -> tuple[str, ...]:
@@ -308,8 +316,9 @@ def _facts(found: Digests) -> tuple[str, ...]:
 def _other_bytes(found: Digests, entry: Entry, located: Located) -> tuple[str, ...]:
     recorded, trusted = located.sha256, located.trusted
     faults = []
-    if entry.sha256 not in (None, found.sha256):
-        faults.append(f"sha256 is {found.sha256}, but the registry says {entry.sha256}")
+    for one in entry.expected:
+        if (actual := found.of(one.algorithm)) != one.value:
+            faults.append(f"{one.algorithm} is {actual}, but {one.origin} says {one.value}")
     if entry.size not in (None, found.size):
         faults.append(f"{found.size:,} bytes, but the registry says {entry.size:,}")
     if recorded not in (None, found.sha256):
@@ -326,10 +335,11 @@ def _check_own_file(path: Path, progress: Progress) -> Check:
     return Check(CHECKSUM, "skipped", "no registry entry to compare it with", _facts(found))
 
 
-def _hash(path: Path, name: str, progress: Progress) -> Digests:
+def _hash(path: Path, name: str, progress: Progress, entry: Entry | None = None) -> Digests:
     size = path.stat().st_size if path.is_file() else None
     with progress(f"hashing {name}", size) as advance:
-        return hash_file(path, ("sha256",), advance=advance)
+        kinds = {"sha256", *(one.algorithm for one in (entry.expected if entry else ()))}
+        return hash_file(path, kinds, advance=advance)
 
 
 # -- names and shapes, BatchNorm statistics ------------------------------------------------------------------

@@ -340,7 +340,7 @@ def written(value: Any, *, inline: bool = True) -> str:
 
 def _value(name: str, value: Any, *, inline: bool) -> str:
     """Text of a field's value; a checksum is always quoted, for one without a letter would be a number."""
-    if name == "sha256":
+    if name in ("sha256", "md5") and value:
         return escaped(value, "yaml")
     if name == "hash_provenance" and value:
         pairs = _plain(value).items()

@@ -252,6 +252,8 @@ class _Layer:
 
 def family_faults(entry: Entry, families: Families) -> list[tuple[str, str]]:
     """Say what an entry has that its family does not: the field, and what is wrong there."""
+    if entry.serves == "container":
+        return []  # whatever the model is, the file is carried as it is
     if entry.family not in families:
         known = _suggestion(entry.family, families) or _one_of(families)
         return [("family", f"unknown family {entry.family!r}{known}")]

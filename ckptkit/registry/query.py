@@ -157,6 +157,9 @@ class Registry(Mapping[str, Entry], Shown):
         family: Texts | None = None,
         variant: Texts | None = None,
         ids: Texts | None = None,
+        task: Texts | None = None,
+        method: Texts | None = None,
+        metric: Texts | None = None,
         group: Texts | None = None,
         pretrain_data: Texts | None = None,
         setting: Texts | None = None,
@@ -172,15 +175,20 @@ class Registry(Mapping[str, Entry], Shown):
         """Entries that meet every condition given.
 
         Texts are globs (``moat*-384*``) or several, of which one must fit; upper and lower case are the same.
+        ``metric`` names published metrics (``box_mAP``), all of which an entry must have.
         Bounds are included, and apply to the published figures: numbers, or text such as ``"30M"``. The
         resolution is that of training or of testing. A figure that is not known meets no condition on it.
         """
+        metrics = self._metrics([metric] if isinstance(metric, str) else metric or ())
         return [
             entry
             for entry in self._entries.values()
             if _matches(entry.family, family)
             and _matches(entry.variant, variant)
             and _matches(entry.id, ids)
+            and _matches(entry.task, task)
+            and _matches(entry.method, method)
+            and all(entry.metric(name) is not None for name in metrics)
             and _matches(entry.group, group)
             and _matches(entry.pretrain_data, pretrain_data)
             and _matches(entry.setting, setting)
@@ -190,6 +198,14 @@ class Registry(Mapping[str, Entry], Shown):
             and (resolution is None or resolution in (entry.train_resolution, entry.test_resolution))
             and (pos_emb is None or entry.pos_emb is pos_emb)
         ]
+
+    def _metrics(self, names: Sequence[str]) -> Sequence[str]:
+        """Names of metrics, each of which some entry has."""
+        for name in names:
+            if not any(entry.metric(name) is not None for entry in self.values()):
+                known = dict.fromkeys(key for entry in self.values() for key in entry.published_metrics)
+                raise NotFoundError(f"no entry has a metric {name!r}", hint=f"choose from {', '.join(known)}")
+        return names
 
     def select(self, patterns: Sequence[str]) -> list[Entry]:
         """Entries named by ids and globs, each once, in the order of the files; each must name one."""

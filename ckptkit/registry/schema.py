@@ -22,9 +22,10 @@ from pydantic import (
 )
 
 from ckptkit.base import packages
+from ckptkit.base.checksums import ExpectedChecksum
 from ckptkit.base.parse import parse_count
 from ckptkit.base.shown import Piece, Shown
-from ckptkit.base.text import human_bytes
+from ckptkit.base.text import counted, human_bytes
 from ckptkit.base.urls import Url
 
 SOURCE_SCHEMES = ("https", "http", "file", "s3", "gs", "az", "hf")
@@ -77,6 +78,18 @@ Figure = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[KMBGT]?$", max_length
 Percent = Annotated[float, Field(ge=0, le=100)]
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
 Pixels = Annotated[int, Field(ge=1, le=16384)]
+MetricName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.@-]*$", max_length=40)]
+
+CLASSIFICATION = "image-classification"
+TASKS = (
+    CLASSIFICATION,
+    "object-detection",
+    "instance-segmentation",
+    "semantic-segmentation",
+    "pose-estimation",
+    "multi-label-tagging",
+)
+"""The tasks of the built-in registry; a registry of your own may name others."""
 
 
 class Source(BaseModel):
@@ -93,7 +106,7 @@ class Source(BaseModel):
 
 
 class HashProvenance(BaseModel):
-    """When and from where a checksum was observed, for it is not the publisher's word."""
+    """When and from where sha256 was observed, where it is not the publisher's word."""
 
     model_config = _CONFIG
 
@@ -132,18 +145,38 @@ class Entry(Shown, BaseModel):
     variant: Name = Field(description="Architecture of the family.")
     display_name: Text = Field(description="Name in the published table.")
     group: Text | None = Field(None, description="The published table, or part of one, that lists it.")
+    task: Name = Field(CLASSIFICATION, description=f"What the model is for: {', '.join(TASKS)}, or another.")
+    method: Text | None = Field(
+        None, description="The detector, segmenter or head around the backbone, as published: Mask R-CNN."
+    )
+    serves: Literal["whole", "backbone", "container"] = Field(
+        "whole",
+        description="What ckptkit knows of the file: the whole model; its backbone, with the rest as it is; "
+        "or the container only.",
+    )
     required: bool = Field(False, description="One of the rows of the published pages ckptkit is built for.")
     pretrain_data: Text | None = Field(None, description="Training data, as published.")
-    setting: Text | None = Field(None, description="Training recipe, as published.")
+    setting: Text | None = Field(None, description="Training recipe or schedule, as published.")
     train_resolution: Pixels | None = Field(None, description="Input height and width in training, pixels.")
     test_resolution: Pixels | None = Field(None, description="Input height and width of the figures, pixels.")
     pos_emb: bool | None = Field(None, description="Whether attention has a relative position embedding.")
     published_params: Figure | None = Field(None, description="Parameters exactly as published: 27.8M.")
     published_flops: Figure | None = Field(None, description="Multiply-adds exactly as published: 0.80G.")
+    flops_input: Annotated[tuple[Pixels, Pixels], Field(strict=False)] | None = Field(
+        None,
+        description="Input height and width of published_flops, pixels, where it is not the test resolution.",
+    )
     published_top1: Percent | None = Field(None, description="ImageNet-1K top-1 accuracy, percent.")
     published_top5: Percent | None = Field(None, description="ImageNet-1K top-5 accuracy, percent.")
+    metrics: dict[MetricName, float] = Field(
+        default_factory=dict, description="Further published metrics by name, as published: box_mAP: 39.7."
+    )
+    dataset: Text | None = Field(None, description="Evaluation data that the metrics belong to.")
+    num_classes: Positive | None = Field(
+        None, description="Classes or tags that the model tells apart; null: not said, 1000 for ImageNet-1K."
+    )
     exact_parameters: Positive | None = Field(
-        None, description="Trainable parameters with the 1000-class head, counted on the published code."
+        None, description="Trainable parameters of the whole published model, counted on the published code."
     )
     known_deviations: Annotated[tuple[KnownDeviation, ...], Field(strict=False)] = Field(
         (), description="Published figures that are known not to round from what is counted."
@@ -173,9 +206,21 @@ class Entry(Shown, BaseModel):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
         None, description="Checksum of the file as published, 64 lower-case hex digits; null: not pinned."
     )
+    md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = Field(
+        None,
+        description="MD5 that the publisher states, 32 lower-case hex digits; it shows damage, and does not "
+        "protect against a forged file.",
+    )
     size: Positive | None = Field(None, description="Bytes of the file as published.")
+    checksum_page: Address | None = Field(
+        None,
+        description="The publisher's page that states md5, and sha256 where it has no hash_provenance.",
+        validate_default=True,
+    )
     hash_provenance: HashProvenance | None = Field(
-        None, description="When and from where sha256 was observed.", validate_default=True
+        None,
+        description="When and from where sha256 was observed, where no publisher states it.",
+        validate_default=True,
     )
     config_url: Address | None = Field(None, description="The training configuration.")
     log_url: Address | None = Field(None, description="The training log.")
@@ -199,6 +244,29 @@ class Entry(Shown, BaseModel):
             for name, value in fields.items()
             if name not in Entry.model_fields and value is not None
         }
+
+    @property
+    def published_metrics(self) -> dict[str, float]:
+        """Every published metric by name, ``top1`` and ``top5`` first."""
+        accuracy = {"top1": self.published_top1, "top5": self.published_top5}
+        return {**{name: value for name, value in accuracy.items() if value is not None}, **self.metrics}
+
+    def metric(self, name: str) -> float | None:
+        """A published metric by its name in any spelling: ``box_mAP``, ``box-map``, ``Top-1``."""
+        wanted = spelled(name)
+        return next((value for key, value in self.published_metrics.items() if spelled(key) == wanted), None)
+
+    @property
+    def is_published_checksum(self) -> bool:
+        """Whether sha256 is the publisher's word, rather than what somebody observed."""
+        return self.sha256 is not None and self.hash_provenance is None
+
+    @property
+    def expected(self) -> tuple[ExpectedChecksum, ...]:
+        """What the file must have, and whose word it is; sha256 first."""
+        whose = "the publisher" if self.is_published_checksum else "the registry"
+        stated = (("sha256", self.sha256, whose), ("md5", self.md5, "the publisher"))
+        return tuple(ExpectedChecksum(kind, value, origin) for kind, value, origin in stated if value)
 
     def known_deviation(self, figure: str) -> KnownDeviation | None:
         """The known deviation of one figure, ``params`` or ``flops``; None where there is none."""
@@ -243,19 +311,48 @@ class Entry(Shown, BaseModel):
             raise ValueError("a figure has more than one known deviation")
         return value
 
+    @field_validator("metrics", mode="after")
+    @classmethod
+    def _have_no_field_of_their_own(cls, value: dict[str, float]) -> dict[str, float]:
+        seen: dict[str, str] = {"top1": "published_top1", "top5": "published_top5"}
+        for name in value:
+            if (other := seen.setdefault(spelled(name), name)) != name:
+                raise ValueError(f"{name} is the same as {other}")
+        return value
+
+    @field_validator("checksum_page", mode="after")
+    @classmethod
+    def _states_something(cls, value: str | None, info: ValidationInfo) -> str | None:
+        stated = [info.data.get(name) is not None for name in ("sha256", "md5", "size")]
+        if value is None and stated[1]:
+            raise ValueError("md5 is given without checksum_page: say which page of the publisher states it")
+        if value is not None and not any(stated) and {"sha256", "md5", "size"} <= info.data.keys():
+            raise ValueError("checksum_page is given without sha256, md5 or size")
+        return value
+
     @field_validator("hash_provenance", mode="after")
     @classmethod
     def _belongs_to_a_hash(cls, value: HashProvenance | None, info: ValidationInfo) -> HashProvenance | None:
-        if "sha256" not in info.data:
+        if not {"sha256", "checksum_page"} <= info.data.keys():
             return value  # it has a fault of its own
         pinned = info.data["sha256"] is not None
-        if pinned and value is None:
+        if pinned and value is None and info.data["checksum_page"] is None:
             raise ValueError(
-                "sha256 is given without hash_provenance: say when and from where it was observed"
+                "sha256 is given without hash_provenance: say when and from where it was observed, or with "
+                "checksum_page which page of the publisher states it"
             )
         if value is not None and not pinned:
             raise ValueError("hash_provenance is given without a sha256")
         return value
+
+
+def spelled(name: str) -> str:
+    """A name without what people spell differently: case, hyphens, underscores, blanks.
+
+    >>> spelled("Top-1"), spelled("box_mAP")
+    ('top1', 'boxmap')
+    """
+    return name.strip().lower().replace("-", "").replace("_", "").replace(" ", "")
 
 
 SettingField = tuple[str, Any, str | None, str]
@@ -343,13 +440,18 @@ def json_schema(families: Families) -> dict[str, Any]:
 #: Fields that belong to one file alone, so a family head may not give them.
 NOT_SHARED = frozenset({"id", "family", "sources"})
 #: Fields that a family head may only state as not known.
-NULL_WHEN_SHARED = frozenset({"sha256", "size", "hash_provenance"})
+NULL_WHEN_SHARED = frozenset({"sha256", "md5", "size", "checksum_page", "hash_provenance"})
 
 
 # -- an entry in words ---------------------------------------------------------------------------------------
 
 NOT_KNOWN = "not known"
 NOT_PINNED = "not pinned: no checksum of this file is published"
+NOT_PUBLISHED = "not pinned: no sha256 of this file is published"
+_SERVES = {
+    "backbone": "the backbone is known here, the rest is carried as it is",
+    "container": "only the container is known here",
+}
 
 _LABEL_WIDTH = 20
 
@@ -369,6 +471,17 @@ def _facts(row: Entry) -> list[tuple[str, str]]:
         for rank, value in ((1, row.published_top1), (5, row.published_top5))
         if value is not None
     ]
+    metrics = [f"{name} {value}" for name, value in row.metrics.items()]
+    published = (
+        []
+        if metrics and not accuracy
+        else [
+            ("accuracy", _joined(*accuracy, "as published" if accuracy else None)),
+        ]
+    )
+    published += [("metrics", _joined(*metrics, "as published", row.dataset))] if metrics else []
+    classes = row.num_classes and counted(row.num_classes, "class")
+    work = [("task", _joined(row.task.replace("-", " "), row.method, classes, _SERVES.get(row.serves)))]
     given = [f"{name} {_word(value)}" for name, value in row.settings.items()]
     embedding = [] if row.pos_emb is None else [("position embedding", _word(row.pos_emb))]
     deviations = [
@@ -378,20 +491,23 @@ def _facts(row: Entry) -> list[tuple[str, str]]:
     notes = [("note", " ".join(row.note.split()))] if row.note else []
     return [
         ("architecture", f"{row.variant} ({_joined(row.family, row.group)})"),
+        *(work if row.task != CLASSIFICATION or row.serves != "whole" or classes else []),
         ("training", _joined(row.pretrain_data, row.setting, _pixels(row.train_resolution))),
         ("test", _test(row)),
         *embedding,
         ("parameters", _joined(_published(row.published_params), exact)),
-        (
-            "FLOPs",
-            _joined(_published(row.published_flops), row.published_flops and "multiply-adds of one image"),
-        ),
+        ("FLOPs", _joined(_published(row.published_flops), row.published_flops and _image(row))),
         *deviations,
-        ("accuracy", _joined(*accuracy, "as published" if accuracy else None)),
+        *published,
         ("behaviour", _joined(*given) if given else "no setting that changes the output"),
         ("licence, paper", _joined(row.license, row.paper)),
         *notes,
     ]
+
+
+def _image(row: Entry) -> str:
+    size = row.flops_input
+    return "multiply-adds of one image" + (f" of {size[0]}×{size[1]}" if size else "")
 
 
 def _test(row: Entry) -> str:
@@ -410,11 +526,17 @@ def _file(row: Entry) -> list[tuple[str, str]]:
     facts = [
         ("file", _joined(row.file_name, f"format {row.format}", f"layout {row.layout}", weights)),
         ("size", size or NOT_KNOWN),
-        ("sha256", row.sha256 or NOT_PINNED),
+        ("sha256", row.sha256 or (NOT_PINNED if row.md5 is None else NOT_PUBLISHED)),
     ]
     if row.hash_provenance:
         provenance = row.hash_provenance
         facts.append(("", f"observed {provenance.observed_at} from {provenance.url}"))
+    elif row.sha256:
+        facts.append(("", f"stated by the publisher at {row.checksum_page}"))
+    if row.md5:
+        facts.append(("md5", row.md5))
+        facts.append(("", f"stated by the publisher at {row.checksum_page}"))
+        facts.append(("", "shows damage; does not protect against a forged file"))
     return facts
 
 

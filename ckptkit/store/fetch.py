@@ -113,7 +113,10 @@ class _Tried:
         if job.offline and not is_local(source.used_url):
             self.withheld |= not lacks
             return True
-        if (job.require_checksum or self.wrong) and not job.is_tied(source.file):
+        lacks_checksum = (job.require_checksum and not job.is_tied(source.file)) or (
+            self.wrong and not job.tells_apart(source.file)
+        )
+        if lacks_checksum:
             job.notes(f"{without_secrets(source.used_url)}: passed over, no checksum of it is known")
             return True
         if job.entry.sha256 is None and lacks:
@@ -130,7 +133,7 @@ class _Tried:
         if isinstance(error, SourceError):
             self.withheld |= source.bn_statistics is not False and not _is_gone(error)
             return f"{without_secrets(source.used_url)}: {error}"
-        if self.job.accept_new or not self.job.is_tied(source.file):
+        if self.job.accept_new or not self.job.tells_apart(source.file):
             raise error
         self.wrong = error  # what is known from before decides whether another source has the right bytes
         return str(error)
@@ -154,7 +157,8 @@ def _from_sources(job: Job) -> Fetched:
 def _take(job: Job, source: PlannedSource, opener: Opener) -> Fetched:
     """Transfer from one source, check, install; a file joined from parts gets a second chance."""
     policy = job.policy
-    part = Partial(job.home.artefact_folder(job.entry.id), source.file, source.used_url)
+    kinds = [checksum.algorithm for checksum in job.entry.expected]
+    part = Partial(job.home.artefact_folder(job.entry.id), source.file, source.used_url, kinds)
     early = EarlyUnpack(part, job.home.unpacked_folder(job.entry.id), enabled=policy.connections == 1)
     published: tuple[ExpectedChecksum, ...] = ()
     again = False

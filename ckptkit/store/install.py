@@ -164,6 +164,10 @@ class Job:
         """Whether a checksum of the file is known from elsewhere than the download that brings it."""
         return self.entry.sha256 is not None or self.lock_file.get(self.entry.id, file) is not None
 
+    def tells_apart(self, file: str) -> bool:
+        """Whether something is known by which damaged bytes are told from the right ones."""
+        return self.is_tied(file) or bool(self.entry.expected)
+
     def decides(self, file: str) -> bool:
         """Whether only bytes of a known checksum are taken."""
         return self.entry.sha256 is not None or (self.is_tied(file) and not self.accept_new)
@@ -172,9 +176,10 @@ class Job:
         """Refuse, before anything is asked of anybody, what ``--require-checksum`` forbids."""
         if any(self.is_tied(file) for file in files):
             return
+        pins = "has only its MD5, which can be forged" if self.entry.md5 else "pins none"
         raise IntegrityError(
             f"{self.entry.id}: no checksum is known before the file is fetched",
-            details=["the registry pins none", f"the lock file {self.lock_file.path} has none"],
+            details=[f"the registry {pins}", f"the lock file {self.lock_file.path} has none"],
             hint="fetch it once without --require-checksum and look at it, then run "
             f"'ckptkit registry pin {self.entry.id}' or keep the lock file",
         )
@@ -182,8 +187,8 @@ class Job:
     def _objection(self, record: Record) -> str | None:
         """Why cached bytes are not to be taken: the pin decides, else the lock file."""
         if self.entry.sha256 is not None:
-            fits = self.entry.sha256 == record.sha256
-            return None if fits else f"sha256 is {record.sha256}, but the registry says {self.entry.sha256}"
+            fits, says = self.entry.sha256 == record.sha256, self.entry.expected[0].origin
+            return None if fits else f"sha256 is {record.sha256}, but {says} says {self.entry.sha256}"
         known = self.lock_file.expected(self.entry.id, record.file)
         if known is not None and known.value != record.sha256 and not self.accept_new:
             return f"sha256 is {record.sha256}, but {known.origin} says {known.value}"
@@ -212,7 +217,8 @@ class Job:
         if status.st_mtime_ns == record.mtime_ns and not verify:
             return record
         found = hash_file(artefact)
-        compare(str(artefact), found, [ExpectedChecksum("sha256", record.sha256, "its record")], hint="")
+        recorded = ExpectedChecksum("sha256", record.sha256, "its record")
+        compare(str(artefact), found, [recorded, *self.entry.expected], hint="")
         if status.st_mtime_ns == record.mtime_ns:
             return record
         record = replace(record, mtime_ns=status.st_mtime_ns)
@@ -230,7 +236,12 @@ class Job:
                 continue
             found, status = hash_file(artefact), artefact.stat()
             record = self._record(source, found, FOUND, status.st_mtime_ns, Partial(folder, source.file, ""))
-            if objection := self._objection(record):
+            objection = self._objection(record)
+            try:
+                compare("", found, self.entry.expected, hint="")
+            except IntegrityError as error:
+                objection = error.message.removeprefix(": ")
+            if objection:
                 notes(f"{artefact}: no sound record, and {objection}; fetching it again")
                 continue
             notes(f"{artefact}: its record was missing or damaged; hashed again, sha256 {found.sha256}")
@@ -250,21 +261,21 @@ class Job:
     def check(self, source: PlannedSource, partial: Partial) -> tuple[tuple[ExpectedChecksum, ...], bool]:
         """Compare what came with every checksum that is known of it.
 
-        Returns those that held, and whether one of them is older than this download: what a server says of
-        its own answer shows only that it came whole.
+        Returns those that held, and whether one of them is older than this download and cannot be forged:
+        what a server says of its own answer shows only that it came whole, and so does an MD5.
         """
         found = partial.digests()
         where = f"{source.file} from {host_of(source.used_url)}"
+        stated = self.entry.expected
+        compare(where, found, stated, hint="the file is not the published one; nothing was kept")
         if self.entry.sha256:
-            pin = ExpectedChecksum("sha256", self.entry.sha256, "the registry")
-            compare(where, found, [pin], hint="the file is not the pinned one; nothing was kept")
-            return (pin,), True
+            return stated, True
         compare(where, found, partial.expected, hint="it was damaged on the way; run the same command again")
         earlier = self._earlier(source.file)
         if self.accept_new:
             earlier = [checksum for checksum in earlier if checksum.value == found.of(checksum.algorithm)]
         compare(where, found, earlier, hint=self._take_back(source))
-        return (*partial.expected, *earlier), bool(earlier)
+        return (*stated, *partial.expected, *earlier), bool(earlier)
 
     def _take_back(self, source: PlannedSource) -> str:
         """What to do where the bytes are not those of an earlier record, which may be the wrong one."""

@@ -20,7 +20,7 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
@@ -74,20 +74,21 @@ _AT_ONCE = 1 << 18
 class Partial:
     """What has arrived of one file from one source."""
 
-    def __init__(self, folder: Path, name: str, source: str) -> None:
+    def __init__(self, folder: Path, name: str, source: str, kinds: Iterable[str] = ()) -> None:
         self.folder = folder  # where the file will be; made when the first byte comes
         self.name = name  # its final name there
         self.identity: Identity | None = None  # what the server stated of the whole file
         self.expected: tuple[ExpectedChecksum, ...] = ()  # checksums the server stated with that identity
         self.joined = False  # whether the bytes come from more than one response
         self.head = b""  # the first bytes, to see by what kind of file it is
+        self._kinds = frozenset(kinds)  # checksums to take besides those that the server states
         self._source = hashlib.sha256(os.fsencode(public_url(source))).hexdigest()
         self._path: Path | None = None
         self._fd: int | None = None
         self._marks_fd: int | None = None
         self._crc = 0
         self._writer = ""
-        self._hasher = BackgroundHasher()
+        self._hasher = BackgroundHasher(self._kinds)
         self._syncer = BackgroundThread("sync", 1)
         self._written = self._unsynced = 0
         self._rest = b""
@@ -105,8 +106,8 @@ class Partial:
         return self._path
 
     def digests(self) -> Digests:
-        """Checksums of the bytes present: sha256, and the kinds that were stated; empty text for others."""
-        stated = {checksum.algorithm for checksum in self.expected}
+        """Checksums of the bytes present: sha256, and the kinds wanted or stated; empty text for others."""
+        stated = {*self._kinds, *(checksum.algorithm for checksum in self.expected)}
         if stated <= self._hasher.algorithms:
             return self._hasher.digests()
         self.flush()  # stated by a later answer only: these kinds were not taken while the bytes came
@@ -128,7 +129,7 @@ class Partial:
             if claimed is None:
                 continue
             self._path, self.identity, self.expected = claimed, identity, expected
-            self._hasher = BackgroundHasher(checksum.algorithm for checksum in expected)
+            self._hasher = BackgroundHasher([*self._kinds, *(checksum.algorithm for checksum in expected)])
             with translated(claimed):
                 self._fd = _open_own(claimed, os.O_RDWR)
                 # Of a whole file the last byte is asked for again: the answer tells whether it is still this.
@@ -166,7 +167,7 @@ class Partial:
         """Start from the first byte, of the file with this identity."""
         self.discard()
         self.identity, self.expected, self.joined = identity, expected, False
-        self._hasher = BackgroundHasher(checksum.algorithm for checksum in expected)
+        self._hasher = BackgroundHasher([*self._kinds, *(checksum.algorithm for checksum in expected)])
         path = self._own_path(identity)
         with translated(self.folder / self.name):
             make_folders(self.folder)

@@ -631,7 +631,7 @@ def _of_file(
     """Hash a file, and compare it with its record and whatever else is known of it."""
     others = list(expected(id, path.name))
     try:
-        found = hash_file(path, ["sha256"], advance=read)
+        found = hash_file(path, {"sha256", *(one.algorithm for one in others)}, advance=read)
     except CkptkitError as error:
         is_lost = record is not None and not os.path.lexists(path)
         return Verdict(id, path, False, "is recorded, but not there any more" if is_lost else str(error))
@@ -641,7 +641,9 @@ def _of_file(
         if found.size != record.size:
             faults.append(f"has {found.size:,} bytes, but {record.size:,} were fetched")
     faults += [
-        f"sha256 is {found.sha256}, but {p.origin} says {p.value}" for p in known if p.value != found.sha256
+        f"{p.algorithm} is {found.of(p.algorithm)}, but {p.origin} says {p.value}"
+        for p in known
+        if p.value != found.of(p.algorithm)
     ]
     if record is not None and faults:
         now = next((other for other in home.records(id) if other.file == record.file), record)

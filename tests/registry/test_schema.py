@@ -14,6 +14,8 @@ from tests.support.entries import entry_of
 URL = "https://a.org/m.pth"
 SHA = "0f" * 32
 SLIP = {"figure": "params", "published": "2.97M", "reason": "a slip"}
+MD5 = "0e" * 16
+PAGE = "https://a.org/checksums"
 WHEN = {"observed_at": "2026-01-02T03:04:05Z", "url": URL}
 
 
@@ -71,6 +73,26 @@ WHEN = {"observed_at": "2026-01-02T03:04:05Z", "url": URL}
             "needs its zone",
         ),
         ({"sha256": SHA, "hash_provenance": {"url": URL}}, "observed_at", "Field required"),
+        (
+            {"sha256": SHA, "hash_provenance": None, "checksum_page": "x"},
+            "checksum_page",
+            "begins with one of",
+        ),
+        ({"md5": MD5}, "checksum_page", "md5 is given without checksum_page"),
+        ({"md5": MD5.upper(), "checksum_page": PAGE}, "md5", "match pattern"),
+        ({"md5": SHA, "checksum_page": PAGE}, "md5", "match pattern"),
+        ({"checksum_page": PAGE}, "checksum_page", "without sha256, md5 or size"),
+        ({"task": "object detection"}, "task", "match pattern"),
+        ({"serves": "head"}, "serves", "'whole', 'backbone' or 'container'"),
+        ({"metrics": {"box_mAP": "39.7"}}, "box_mAP", "valid number"),
+        ({"metrics": {"box_mAP": float("nan")}}, "box_mAP", "finite number"),
+        ({"metrics": {"box mAP": 39.7}}, "[key]", "match pattern"),
+        ({"metrics": {"Top-1": 39.7}}, "metrics", "Top-1 is the same as published_top1"),
+        ({"metrics": {"box_mAP": 39.7, "box-map": 40.0}}, "metrics", "box-map is the same as box_mAP"),
+        ({"metrics": [39.7]}, "metrics", "valid dictionary"),
+        ({"flops_input": [1280]}, 1, "Field required"),
+        ({"flops_input": [1280, 0]}, 1, "greater than or equal to 1"),
+        ({"num_classes": 0}, "num_classes", "greater than or equal to 1"),
         ({"sources": []}, "sources", "at least 1"),
         ({"sources": None}, "sources", "valid tuple"),
         ({"sources": [URL]}, 0, "valid dictionary"),
@@ -99,6 +121,13 @@ def test_refused(fields: dict[str, Any], at: str | int, message: str) -> None:
         {"size": 10},
         {"sources": [{"url": "file:///srv/m.pth"}, {"url": "http://127.0.0.1:8000/m.pth"}]},
         {"published_top1": 83},
+        {"sha256": SHA, "hash_provenance": WHEN, "checksum_page": PAGE, "size": 10},
+        {"md5": MD5, "checksum_page": PAGE},
+        {"size": 10, "checksum_page": PAGE},
+        {"md5": MD5, "checksum_page": PAGE, "sha256": SHA, "hash_provenance": WHEN},
+        {"task": "depth-estimation", "serves": "container", "family": "other", "variant": "any"},
+        {"task": "object-detection", "metrics": {"box_mAP": 39.7, "AP50": 60}, "dataset": "COCO 2017 val"},
+        {"flops_input": [1280, 800], "num_classes": 80, "method": "RetinaNet", "serves": "backbone"},
         {"published_params": "3"},
         {"published_params": "2.97M", "known_deviations": [SLIP]},
         {"sha256": SHA, "hash_provenance": {**WHEN, "observed_at": "2026-01-02T03:04:05.678+02:00"}},
@@ -112,11 +141,86 @@ def test_accepted(fields: dict[str, Any]) -> None:
             tuple({"note": "", "bn_statistics": None, "manual": False, **source} for source in value)
             if name == "sources"
             else tuple(value)
-            if name == "known_deviations"
+            if name in ("known_deviations", "flops_input")
             else {**value, "note": None}
             if name == "hash_provenance"
             else value
         )
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, []),
+        ({"sha256": SHA}, [("sha256", SHA, "the registry")]),
+        ({"sha256": SHA, "hash_provenance": None, "checksum_page": PAGE}, [("sha256", SHA, "the publisher")]),
+        ({"md5": MD5, "checksum_page": PAGE}, [("md5", MD5, "the publisher")]),
+        (
+            {"md5": MD5, "checksum_page": PAGE, "sha256": SHA},
+            [("sha256", SHA, "the registry"), ("md5", MD5, "the publisher")],
+        ),
+    ],
+)
+def test_whose_word_a_checksum_is(fields: dict[str, Any], words: list[tuple[str, str, str]]) -> None:
+    expected = entry_of(URL, **fields).expected
+    assert [(one.algorithm, one.value, one.origin) for one in expected] == words
+
+
+def test_metrics_are_found_in_any_spelling() -> None:
+    entry = entry_of(URL, published_top1=83.3, metrics={"box_mAP": 39.7, "AR": 82.0})
+    assert entry.published_metrics == {"top1": 83.3, "box_mAP": 39.7, "AR": 82.0}
+    assert [entry.metric(name) for name in ("box-map", "BOX_MAP", "Top-1", "ar", "mask_mAP", "top5")] == [
+        39.7, 39.7, 83.3, 82.0, None, None,
+    ]  # fmt: skip
+
+
+SHOWN_CHECKSUMS = {
+    "observed": (
+        {"sha256": SHA},
+        [f"sha256              {SHA}", "observed 2026-01-02T03:04:05Z from https://a.org/x"],
+    ),
+    "published": (
+        {"sha256": SHA, "hash_provenance": None, "checksum_page": PAGE},
+        [f"sha256              {SHA}", f"stated by the publisher at {PAGE}"],
+    ),
+    "md5": (
+        {"md5": MD5, "checksum_page": PAGE},
+        [
+            "sha256              not pinned: no sha256 of this file is published",
+            f"md5                 {MD5}",
+            f"stated by the publisher at {PAGE}",
+            "shows damage; does not protect against a forged file",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SHOWN_CHECKSUMS)
+def test_an_entry_says_whose_word_its_checksums_are(case: str) -> None:
+    fields, lines = SHOWN_CHECKSUMS[case]
+    shown = [str(line).strip() for line in entry_of(URL, **fields).pieces()]
+    at = shown.index(lines[0])
+    assert shown[at : at + len(lines)] == lines
+
+
+def test_a_detector_says_what_it_is_for_and_how_good_it_is() -> None:
+    entry = entry_of(
+        URL,
+        task="object-detection",
+        method="RetinaNet",
+        serves="backbone",
+        num_classes=80,
+        setting="1x",
+        published_flops="167.2G",
+        flops_input=[1280, 800],
+        metrics={"box_mAP": 39.7},
+        dataset="COCO 2017 val",
+    )
+    text = "\n".join(map(str, entry.pieces()))
+    assert "object detection, RetinaNet, 80 classes, the backbone is known here" in text
+    assert "167.2G as published, multiply-adds of one image of 1280×800" in text
+    assert "box_mAP 39.7, as published, COCO 2017 val" in text
+    assert "accuracy" not in text
 
 
 def test_an_entry_cannot_be_changed() -> None:
