@@ -430,6 +430,7 @@ def check_figure(
     return FigureCheck(figure, counted, published, "off", reason)
 
 
+FIGURES: tuple[FigureName, ...] = ("params", "flops")
 FIGURE_LABELS = {"params": "parameters", "flops": "multiply-adds"}
 
 
@@ -501,7 +502,7 @@ def _described(report: ProfileReport) -> str:
 def _beside(check: FigureCheck, report: ProfileReport) -> str:
     """How the published figure compares, and whose it is where that is not obvious."""
     if check.published is None:
-        return f"not compared: {check.reason}"
+        return _verdict(check)
     whose = "" if report.entry is None or report.entry.id == report.name else f" of {report.entry.id}"
     return f"published {check.published}{whose}: {_verdict(check)}"
 
@@ -547,6 +548,10 @@ def profile_model(
         registry = load_registry(families=registry_families)
     entry = registry.get(what) if isinstance(what, str) else what
     name = what if isinstance(what, str) else what.id
+    if entry is not None and num_classes == _USUAL_CLASSES:
+        num_classes = _published_classes(entry)
+    if entry is not None and resolution is None:
+        resolution = entry.flops_input
     family, variant = _family_and_variant(name, entry)
     subject = subject_of(
         variant,
@@ -578,7 +583,9 @@ def _fitting_entry(subject: Subject, registry: Registry) -> Entry | None:
     of_variant = [
         entry
         for entry in registry.values()
-        if entry.variant == subject.variant and entry.pos_emb in (None, subject.pos_emb)
+        if entry.serves == "whole"
+        and entry.variant == subject.variant
+        and entry.pos_emb in (None, subject.pos_emb)
     ]
     same_size = [e for e in of_variant if (e.test_resolution, e.test_resolution) == subject.resolution]
     return next(iter([*same_size, *of_variant]), None)
@@ -603,13 +610,53 @@ def audit_registry(
     return reports
 
 
+_USUAL_CLASSES = 1000
+
+
 def _published_subject(entry: Entry) -> Subject:
-    """What the figures of an entry are about."""
-    return subject_of(entry.variant, get_family(entry.family), entry)
+    """What the figures of an entry are about, or as much of it as can be counted: its backbone."""
+    family, size, classes = get_family(entry.family), entry.flops_input, _published_classes(entry)
+    return subject_of(entry.variant, family, entry, resolution=size, num_classes=classes)
+
+
+def _published_classes(entry: Entry) -> int | None:
+    """Outputs of the head that is counted; None where only the backbone is known."""
+    return None if entry.serves == "backbone" else entry.num_classes or _USUAL_CLASSES
 
 
 def _checks(found: Profile, entry: Entry | None) -> tuple[FigureCheck, FigureCheck]:
+    if entry is not None and entry.serves == "backbone":
+        return _check_backbone(found, entry)
     return _check_parameters(found, entry), _check_flops(found, entry)
+
+
+def _check_backbone(found: Profile, entry: Entry) -> tuple[FigureCheck, FigureCheck]:
+    """What is published of a model of which only the backbone is counted here.
+
+    The parameters of the whole that the registry has must hold the backbone and round to what is published.
+    """
+    whole, published = entry.exact_parameters, entry.published_params
+    params, flops = (
+        _known_of_the_whole(figure, found, entry) or _not_compared(figure, found, _OF_THE_WHOLE)
+        for figure in FIGURES
+    )
+    if whole is not None and published is not None:
+        judged = check_figure("params", whole, published, entry.known_deviation("params"))
+        if not judged.ok or found.parameters > whole:
+            reason = judged.reason or f"the whole model would have {whole:,}, fewer than its backbone"
+            params = replace(params, verdict=judged.verdict if not judged.ok else "off", reason=reason)
+    return params, flops
+
+
+_OF_THE_WHOLE = "the published figure is of the whole model, and only its backbone is counted"
+
+
+def _known_of_the_whole(figure: FigureName, found: Profile, entry: Entry) -> FigureCheck | None:
+    known = entry.known_deviation(figure)
+    if known is None:
+        return None
+    reason = f"published {known.published} of the whole model: {known.reason}"
+    return replace(_not_compared(figure, found, reason), verdict="known")
 
 
 def _check_parameters(found: Profile, entry: Entry | None) -> FigureCheck:

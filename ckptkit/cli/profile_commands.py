@@ -63,7 +63,7 @@ def profile(
     state = state_of(context)
     workspace = state.workspace()
 
-    known = partial(with_models, workspace, synthetic=True)
+    known = partial(with_models, workspace, synthetic=True, serving=("whole", "backbone"))
     every = known() if all_entries else None
     names = targets(context, workspace, what, "count", among=known, every=every, files=False)
     count = partial(
@@ -152,7 +152,8 @@ def _by_reason(audits: Sequence[ProfileReport]) -> dict[str, list[str]]:
     for audit in audits:
         for one in audit.checks:
             if one.reason:
-                reason = f"{one.verdict}: {FIGURE_LABELS[one.figure]} {one.published or ''}: {one.reason}"
+                figure = " ".join(filter(None, (FIGURE_LABELS[one.figure], one.published)))
+                reason = f"{one.verdict}: {figure}: {one.reason}"
                 reasons.setdefault(reason, []).append(audit.name)
     return reasons
 

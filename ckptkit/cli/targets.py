@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,12 +42,16 @@ def targets(
     return names
 
 
-def with_models(workspace: Workspace, *, synthetic: bool) -> list[str]:
+def with_models(workspace: Workspace, *, synthetic: bool, serving: Collection[str] = ("whole",)) -> list[str]:
     """What ``--all`` means where models run: every fetched entry of a family that has some, or all."""
     from ckptkit.families.base import families
 
     there = workspace.registry if synthetic else workspace.home.fetched_ids()
-    return [id for id, one in workspace.registry.items() if one.family in families() and id in there]
+    return [
+        id
+        for id, one in workspace.registry.items()
+        if one.family in families() and one.serves in serving and id in there
+    ]
 
 
 def is_bare(context: Any) -> bool:

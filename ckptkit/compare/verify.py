@@ -679,8 +679,11 @@ def check_parameters(found: Match | None, specs: Mapping[str, TensorSpec], entry
         for row in table.bindings
         if row.trainable and row.canonical in found.sources
     )
-    if entry is None or (entry.exact_parameters is None and entry.published_params is None):
-        return _against_architecture(found, count)
+    if entry is None or entry.serves != "whole":
+        whole = "" if entry is None else f"; the published {entry.published_params} are of the whole model"
+        return _against_architecture(found, count, whole or _NO_ENTRY)
+    if entry.exact_parameters is None and entry.published_params is None:
+        return _against_architecture(found, count, _NO_ENTRY)
     head = _missing_head(found)
     apart = f" and {head:,} of the head that this file lacks" if head else ""
     faults = []
@@ -705,7 +708,10 @@ def check_parameters(found: Match | None, specs: Mapping[str, TensorSpec], entry
     return Check(PARAMETERS, "ok", f"{counted(count, 'trainable parameter')}{apart}, {agrees}{remark}")
 
 
-def _against_architecture(found: Match, count: int) -> Check:
+_NO_ENTRY = " (no registry entry to compare with)"
+
+
+def _against_architecture(found: Match, count: int, remark: str) -> Check:
     wanted = found.recognition.table.parameters
     what = found.recognition.variant
     if count != wanted:
@@ -715,7 +721,7 @@ def _against_architecture(found: Match, count: int) -> Check:
     return Check(
         PARAMETERS,
         "ok",
-        f"{counted(count, 'trainable parameter')}, as {what} has (no registry entry to compare with)",
+        f"{counted(count, 'trainable parameter')}, as {what} has{remark}",
     )
 
 

@@ -181,7 +181,9 @@ def refuse_another(reader: Reader, entry: Entry) -> bool | None:
     None where the architecture has no such statistics, or there is no model code for it. Tensors beyond those
     of the architecture are accepted here. The ConversionError does not name the file.
     """
-    if entry.family not in families() or entry.variant not in get_family(entry.family).variants:
+    if entry.serves == "container" or entry.family not in families():
+        return None
+    if entry.variant not in get_family(entry.family).variants:
         return None
     found = recognise(reader.specs)
     if found is None:
@@ -195,11 +197,10 @@ def refuse_another(reader: Reader, entry: Entry) -> bool | None:
     if entry.pos_emb not in (None, has.pos_emb):
         with_or_without = "with" if has.pos_emb else "without"
         raise ConversionError(f"{entry.variant} {with_or_without} position embedding, unlike {entry.id}")
-    if published and has.num_classes != Structure().num_classes:
-        head = "no head" if has.num_classes is None else f"a head of {counted(has.num_classes, 'class')}"
+    classes = None if entry.serves == "backbone" else entry.num_classes or Structure().num_classes
+    if published and has.num_classes != classes:
         raise ConversionError(
-            f"{entry.variant} with {head}, but {entry.id} has "
-            f"{counted(Structure().num_classes or 0, 'class')}"
+            f"{entry.variant} with {_head(has.num_classes)}, but {entry.id} has {_head(classes)}"
         )
     try:
         matched = match(reader.specs, found, known=FileFacts.of(reader, entry))
@@ -212,6 +213,10 @@ def refuse_another(reader: Reader, entry: Entry) -> bool | None:
         count = "a tensor" if len(absent) == 1 else counted(len(absent), "tensor")
         raise ConversionError(f"{entry.variant}, but {count} missing or of another shape: {absent[0]}")
     return not matched.lacks_bn_statistics if statistics else None
+
+
+def _head(classes: int | None) -> str:
+    return "no classifier" if classes is None else f"a head of {counted(classes, 'class')}"
 
 
 def _choose_copy(recognition: Recognition, both: bool, weights: Weights, known: FileFacts) -> Copy | None:

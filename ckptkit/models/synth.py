@@ -194,6 +194,12 @@ def named_checkpoint(
 
 def synthetic_for(entry: Entry) -> Synthetic:
     """The synthetic stand-in of a registry entry."""
+    if entry.serves != "whole":
+        part = "backbone" if entry.serves == "backbone" else "container"
+        raise UsageError(
+            f"{entry.id}: no synthetic file can stand in for it, because only its {part} is known here",
+            hint=command("synth", entry.variant) if is_variant(entry.variant) else None,
+        )
     family = get_family(entry.family)
     layout = entry.layout if entry.layout in family.published_files else None
     return Synthetic(entry.variant, pos_emb=bool(entry.pos_emb), layout=layout)
