@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from string import Template
@@ -13,6 +13,7 @@ from ckptkit.base.errors import UsageError
 from ckptkit.base.shown import Column
 from ckptkit.base.text import counted, csv_text, escaped, web_address
 from ckptkit.cli.output import Output
+from ckptkit.registry.schema import CLASSIFICATION, spelled
 
 if TYPE_CHECKING:
     from ckptkit.registry.schema import Entry
@@ -79,6 +80,20 @@ def _brief_data(item: Listed) -> str:
     return _plain(item.row.pretrain_data).replace("ImageNet-", "").replace(" ", "")
 
 
+def _all_metrics(item: Listed) -> str | None:
+    return ", ".join(f"{name} {value}" for name, value in item.row.metrics.items()) or None
+
+
+def _metric(name: str) -> Field:
+    """The column of a metric, under its published name."""
+    return Field(name, numeric=True, of=lambda item: item.row.metric(name))
+
+
+def _metrics_of(items: Iterable[Listed]) -> list[str]:
+    """Further metrics of some entries, in the order in which they are published."""
+    return list(dict.fromkeys(name for item in items for name in item.row.metrics))
+
+
 def _download(item: Listed) -> str:
     sources = item.row.sources
     return next((source.url for source in sources if not source.manual), sources[0].url)
@@ -91,6 +106,9 @@ _OF_THE_MODEL = (
     Field("name", "display_name", "model"),
     Field("group"),
     Field("required"),
+    Field("task"),
+    Field("method"),
+    Field("serves"),
     Field("resolution", "test_resolution", numeric=True, text=_resolution, short_heading="res"),
     Field("train-resolution", heading="train resolution", numeric=True),
     Field("test-resolution", heading="test resolution", numeric=True),
@@ -101,6 +119,9 @@ _OF_THE_MODEL = (
     Field("flops", heading="FLOPs", numeric=True, text=lambda item: item.row.published_flops),
     Field("top1", "published_top1", "top-1", numeric=True),
     Field("top5", "published_top5", "top-5", numeric=True),
+    Field("metrics", of=_all_metrics),
+    Field("dataset"),
+    Field("classes", "num_classes", numeric=True),
     Field("published-params", heading="published params", numeric=True),
     Field("published-flops", heading="published FLOPs", numeric=True),
     Field("exact-parameters", heading="exact parameters", numeric=True),
@@ -118,6 +139,7 @@ _ABOUT_THE_FILE = (
     Field("file", "file_name"),
     Field("size", numeric=True),
     Field("sha256"),
+    Field("md5"),
     Field("url", "sources", "URL", of=_download),
     Field("config", "config_url"),
     Field("log", "log_url"),
@@ -129,11 +151,29 @@ _LINKS = frozenset({"url", "config", "log"})
 _IN_A_TABLE = (
     *("family", "id", "resolution", "pos-emb", "pretrain", "setting", "params", "flops", "top1", "cached"),
 )
+_OF_OTHER_TASKS = ("id", "method", "setting", "resolution", "pretrain", "params", "flops", "top1", "cached")
 _IN_MARKDOWN = ("name", "id", "setting", "pretrain", "resolution", "params", "flops", "top1", "top5")
-_IN_A_PAGE = ("id", "resolution", "pos-emb", "pretrain", "setting", "params", "flops", "top1", "top5")
+_IN_A_PAGE = (
+    *(
+        "id",
+        "task",
+        "method",
+        "resolution",
+        "pos-emb",
+        "pretrain",
+        "setting",
+        "params",
+        "flops",
+        "top1",
+        "top5",
+    ),
+    "metrics",
+)
+_WHERE_KNOWN = frozenset({"method", "metrics"})
+"""Columns of a page that are left out where no entry has one."""
 
-#: Which columns go first when the terminal is narrow.
-_LEAST_IMPORTANT = ("family", "pretrain", "setting", "pos-emb", "flops", "cached", "resolution")
+#: Which columns go first when the terminal is narrow; then metrics, from the last.
+_LEAST_IMPORTANT = ("family", "pretrain", "setting", "pos-emb", "flops", "cached", "resolution", "method")
 
 
 @cache
@@ -162,32 +202,33 @@ def column_names() -> list[str]:
     return [field.key for field in _fields()]
 
 
-def _squeezed(name: str) -> str:
-    return name.strip().lower().replace("-", "").replace("_", "").replace(" ", "")
-
-
-def field_named(name: str) -> Field:
+def field_named(name: str, metrics: Iterable[str] = ()) -> Field:
     """The field a user means: its key, its heading or the registry's name, in any case, with hyphens or not.
+
+    ``metrics`` are names of metrics that entries have.
 
     Examples
     --------
     >>> field_named("Top-1").key, field_named("pretrain_data").key
     ('top1', 'pretrain')
     """
-    wanted = "posemb" if _squeezed(name) == "posembedding" else _squeezed(name)
+    wanted = "posemb" if spelled(name) == "posembedding" else spelled(name)
+    if (metric := next((one for one in metrics if spelled(one) == wanted), None)) is not None:
+        return _metric(metric)
     for fields in map(_fields, (False, True)):
         for names in ([field.names[:1] for field in fields], [field.names for field in fields]):
             for field, own in zip(fields, names, strict=True):
-                if wanted and wanted in map(_squeezed, own):
+                if wanted and wanted in map(spelled, own):
                     return field
-    raise UsageError(f"unknown column {name!r}", hint=f"choose from {', '.join(column_names())}")
+    known = ", ".join([*column_names(), *metrics])
+    raise UsageError(f"unknown column {name!r}", hint=f"choose from {known}")
 
 
-def fields_named(names: str | None) -> list[Field] | None:
+def fields_named(names: str | None, metrics: Sequence[str] = ()) -> list[Field] | None:
     """The fields of a comma-separated list; None for none given."""
     if names is None:
         return None
-    wanted = [field_named(name) for name in names.split(",") if name.strip()]
+    wanted = [field_named(name, metrics) for name in names.split(",") if name.strip()]
     if not wanted:
         raise UsageError("--columns is empty", hint="write them like --columns id,params,top1")
     return wanted
@@ -195,9 +236,9 @@ def fields_named(names: str | None) -> list[Field] | None:
 
 def ordered(items: Iterable[Listed], key: str, *, reverse: bool) -> list[Listed]:
     """Sort by a field; unknown values come last in either direction."""
-    field = field_named(key.removeprefix("-"))
-    down = key.startswith("-") is not reverse
     items = list(items)
+    field = field_named(key.removeprefix("-"), _metrics_of(items))
+    down = key.startswith("-") is not reverse
     known = [item for item in items if field.value(item) is not None]
     unknown = [item for item in items if field.value(item) is None]
     return [*sorted(known, key=field.value, reverse=down), *unknown]
@@ -209,6 +250,7 @@ class Listing:
 
     items: Sequence[Listed]
     chosen: Sequence[Field] | None = None
+    metrics: Sequence[str] | None = None  # the only ones to show where no columns are chosen
 
     def to_json(self) -> list[dict[str, Any]]:
         """Every field of the registry, or the chosen columns."""
@@ -225,16 +267,41 @@ class Listing:
         ]
 
     def print_table(self, output: Output) -> None:
-        """Print a table; on a terminal the default columns are made to fit its width."""
-        fields, brief = self._columns(_IN_A_TABLE), False
+        """Print a table for each task; on a terminal the default columns are made to fit its width."""
+        tasks: dict[str, list[Listed]] = {}
+        for item in self.items:
+            tasks.setdefault("" if self.chosen else item.row.task, []).append(item)
+        hidden: dict[str, None] = {}
+        for place, (task, members) in enumerate((tasks or {"": []}).items()):
+            if len(tasks) > 1:
+                what = f"{task.replace('-', ' ')}: {counted(len(members), 'entry')}"
+                output.text(*[""] * bool(place), what)
+            hidden |= dict.fromkeys(replace(self, items=members)._print_task(output, task))
+        if hidden:
+            output.note(f"too wide for this terminal: {', '.join(hidden)}; choose with --columns")
+
+    def _print_task(self, output: Output, task: str) -> list[str]:
+        """Print one table; gives the headings of the columns that do not fit."""
+        fields, brief = self._fields_of_a_task(task), False
         hidden: list[str] = []
         if self.chosen is None and output.stdout.isatty():
             fitted, brief = self._fitted(output, fields)
             hidden = [field.headed() for field in fields if field not in fitted]
             fields = fitted
         output.table(*self._table(fields, brief=brief))
-        if hidden:
-            output.note(f"too wide for this terminal: {', '.join(hidden)}; choose with --columns")
+        return hidden
+
+    def _fields_of_a_task(self, task: str) -> list[Field]:
+        """What tells entries of a task apart, and how good they are at it."""
+        if self.chosen is not None:
+            return list(self.chosen)
+        usual = task in ("", CLASSIFICATION)
+        fields = [field_named(name) for name in (_IN_A_TABLE if usual else _OF_OTHER_TASKS)]
+        if not usual:
+            fields = [field for field in fields if not self._is_unknown(field)]
+        names = _metrics_of(self.items) if self.metrics is None else self.metrics
+        further = [_metric(name) for name in names if spelled(name) not in {"top1", "top5"}]
+        return [*fields[:-1], *(field for field in further if not self._is_unknown(field)), *fields[-1:]]
 
     def _columns(self, default: Sequence[str]) -> list[Field]:
         return list(self.chosen or map(field_named, default))
@@ -252,7 +319,8 @@ class Listing:
         if output.fits(*self._table(left, brief=False)):
             return left, False
         unknown = [field.key for field in fields if self._is_unknown(field)]
-        for key in [*unknown, *_LEAST_IMPORTANT]:
+        metrics = [field.key for field in fields if field.key in _metrics_of(self.items)]
+        for key in [*unknown, *_LEAST_IMPORTANT, *metrics[:0:-1]]:
             if output.fits(*self._table(left, brief=True)):
                 break
             left = [field for field in left if field.key != key]
@@ -267,7 +335,7 @@ class Listing:
         return "\n".join("\t".join(map(escaped, row)) for row in self._values())
 
     def _values(self) -> list[list[str]]:
-        fields = list(self.chosen or _fields())
+        fields = list(self.chosen or [*_fields(), *map(_metric, _metrics_of(self.items))])
         rows = [[_csv_cell(field.value(item)) for field in fields] for item in self.items]
         return [[field.key for field in fields], *rows]
 
@@ -276,7 +344,8 @@ class Listing:
         groups: dict[_Group, list[Listed]] = {}
         for item in self.items:
             row = item.row
-            groups.setdefault((row.family, row.group, row.pos_emb, row.layout), []).append(item)
+            key = (row.family, row.group, row.pos_emb, row.layout, row.task, row.method)
+            groups.setdefault(key, []).append(item)
         return "\n\n".join(
             Listing(members, self.chosen)._markdown_table(_markdown_heading(key, members))
             for key, members in groups.items()
@@ -285,6 +354,7 @@ class Listing:
     def _markdown_table(self, heading: str) -> str:
         fields = self._columns(_IN_MARKDOWN)
         if self.chosen is None:
+            fields += map(_metric, _metrics_of(self.items))
             fields = [field for field in fields if not self._is_unknown(field)]
             fields.append(_FILES)
         lines = [
@@ -306,6 +376,10 @@ class Listing:
 
         folder = Path(__file__).parent / "templates"
         fields, with_links = self._columns(_IN_A_PAGE), self.chosen is None
+        if with_links:
+            fields = [
+                field for field in fields if field.key not in _WHERE_KNOWN or not self._is_unknown(field)
+            ]
         families = family_indices(item.row.family for item in self.items)
         names = {family: family_name(family) for family in families}
         title = _html_title(list(names.values()))
@@ -313,7 +387,9 @@ class Listing:
             title=_html(title),
             lead=_html(_html_lead(len(self.items))),
             families="\n".join(_html_option(family, name) for family, name in names.items()),
-            flags="\n".join(map(_html_flag, filter(self._is_flag, fields))),
+            flags="\n".join(
+                _html_flag(field, self._choices(field)) for field in fields if self._choices(field)
+            ),
             head=_html_head(fields, with_links=with_links),
             rows="\n".join(
                 _html_row(item, fields, families[item.row.family], with_links=with_links)
@@ -324,14 +400,18 @@ class Listing:
         # It says that it is UTF-8, whatever the output encodes.
         return whole.rstrip("\n").encode("ascii", "xmlcharrefreplace").decode()
 
-    def _is_flag(self, field: Field) -> bool:
-        """Whether a column says yes and no, both."""
-        return {True, False} <= {v for item in self.items if isinstance(v := field.value(item), bool)}
+    def _choices(self, field: Field) -> list[str]:
+        """What to choose from in a column: yes and no where it says both, or several tasks."""
+        if field.key == "task":
+            tasks = list(dict.fromkeys(item.row.task for item in self.items))
+            return tasks if len(tasks) > 1 else []
+        both = {True, False} <= {v for item in self.items if isinstance(v := field.value(item), bool)}
+        return ["yes", "no"] if both else []
 
 
 # -- CSV and Markdown ----------------------------------------------------------------------------------------
 
-_Group = tuple[str, str | None, bool | None, str]
+_Group = tuple[str, str | None, bool | None, str, str, str | None]
 
 
 def _csv_cell(value: Any) -> str:
@@ -343,12 +423,13 @@ def _csv_cell(value: Any) -> str:
 
 def _markdown_heading(key: _Group, items: Sequence[Listed]) -> str:
     """Say what the rows share: ``MOAT, strong, with position embedding (deeplab2 layout)``."""
-    family, group, pos_emb, layout = key
+    family, group, pos_emb, layout, task, method = key
     # The family's own spelling is in the display names: tiny-MOAT-0, MogaNet-XT.
     parts = items[0].row.display_name.split("-")
     title = next((part for part in parts if part.lower() == family), family)
     embedding = None if pos_emb is None else f"{'with' if pos_emb else 'without'} position embedding"
-    shared = ", ".join(part for part in (title, group, embedding) if part)
+    work = None if task == CLASSIFICATION else task.replace("-", " ")
+    shared = ", ".join(part for part in (title, group, work, method, embedding) if part)
     return f"{escaped(shared, 'markdown')} ({escaped(layout, 'markdown')} layout)"
 
 
@@ -413,8 +494,8 @@ def _html_option(value: str, text: str) -> str:
     return f'<option value="{_html(value)}">{_html(text)}</option>'
 
 
-def _html_flag(field: Field) -> str:
-    choices = "".join(_html_option(value, value or "any") for value in ("", "yes", "no"))
+def _html_flag(field: Field, values: Sequence[str]) -> str:
+    choices = "".join(_html_option(value, value or "any") for value in ("", *values))
     key = _html(field.key)
     return f'<label>{_html(field.headed())} <select name="{key}" data-flag="{key}">{choices}</select></label>'
 

@@ -86,23 +86,25 @@ def list_command(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written.")] = False,
 ) -> None:
-    """List the published checkpoints, in the order of the published tables.
+    """List the published checkpoints by task, in the order of the published tables.
 
     A resolution such as 160/224 means: trained at 160, tested at 224.
 
     Examples: ckptkit list --family moat --max-params 30M --min-top1 83
     · ckptkit list 'tiny-*' --sort -top1 --columns id,params,top-1
+    · ckptkit list --task object-detection --sort -box_mAP
     · ckptkit list -o checkpoints.html
     """
     state = state_of(context)
-    chosen = fields_named(columns)
     catalogue = state.registry()
+    published = dict.fromkeys(name for row in catalogue.values() for name in row.metrics)
+    chosen = fields_named(columns, list(published))
     items = where.of(catalogue, patterns)
     if sort is not None:
         items = ordered(items, sort, reverse=reverse)
     elif reverse:
         items.reverse()
-    listing = Listing(items, chosen)
+    listing = Listing(items, chosen, where.metric)
     path = one_file(output)
     if path is None:
         _print(state.output, listing, form)
@@ -217,8 +219,10 @@ def _next(row: Entry, *, cached: bool) -> list[str]:
 
     get = "import {} FILE" if all(source.manual for source in row.sources) else "fetch {}"
     commands = ["verify {} --deep"] if cached else [get]
-    if row.family in families():
+    if row.family in families() and row.serves == "whole":
         commands += ["convert {} --to safetensors", "parity {}"]
+    else:
+        commands += ["convert {} --to safetensors --layout as-is"]
     if cached and not row.sha256:
         commands.append("registry pin {}")
     return [f"ckptkit {command.format(row.id)}" for command in commands]
