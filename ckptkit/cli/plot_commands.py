@@ -13,7 +13,7 @@ import typer
 from ckptkit.base.parse import parse_inches
 from ckptkit.base.shown import Column
 from ckptkit.base.text import counted, csv_text
-from ckptkit.cli.completion import complete_logs
+from ckptkit.cli.completion import complete_logs, complete_metrics
 from ckptkit.cli.options import (
     EntryFilter,
     Form,
@@ -36,13 +36,6 @@ class Cost(str, Enum):
     FLOPS = "flops"
 
 
-class Accuracy(str, Enum):
-    """What the vertical axis shows."""
-
-    TOP1 = "top1"
-    TOP5 = "top5"
-
-
 def register(app: typer.Typer) -> None:
     """Add this command to the root."""
     app.command(short_help="Draw accuracy against parameters or FLOPs.")(plot)
@@ -57,7 +50,15 @@ def plot(
     patterns: PatternsArgument = None,
     where: EntryFilter = EntryFilter(),
     x: Annotated[Cost, typer.Option("--x", help="What the horizontal axis shows.")] = Cost.PARAMS,
-    y: Annotated[Accuracy, typer.Option("--y", help="What the vertical axis shows.")] = Accuracy.TOP1,
+    y: Annotated[
+        str,
+        typer.Option(
+            "--y",
+            metavar="METRIC",
+            help="What the vertical axis shows: top1, top5 or a published metric such as box_mAP.",
+            autocompletion=complete_metrics,
+        ),
+    ] = "top1",
     linear: Annotated[bool, typer.Option("--linear", help="Use linear axes.")] = False,
     no_labels: Annotated[bool, typer.Option("--no-labels", help="Do not label the points.")] = False,
     no_pareto: Annotated[bool, typer.Option("--no-pareto", help="Do not draw the Pareto front.")] = False,
@@ -70,13 +71,13 @@ def plot(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be drawn.")] = False,
 ) -> None:
-    """Draw accuracy against parameters or FLOPs, for any choice of entries.
+    """Draw accuracy, or another published metric, against parameters or FLOPs, for any choice of entries.
 
     The figures are the published ones. Entries at the same place share one marker. Pictures need matplotlib.
     An .html is one file that loads nothing and needs nothing but a browser.
 
     Examples: ckptkit plot -o accuracy.png · ckptkit plot --family moganet --x flops -o moganet.svg
-    · ckptkit plot -o accuracy.html
+    · ckptkit plot -o accuracy.html · ckptkit plot --y box_mAP -o detectors.png
     """
     from ckptkit.analysis.plot.figure import save_plot
     from ckptkit.analysis.plot.points import FigureOptions
@@ -93,7 +94,7 @@ def plot(
     )
     items = where.of(state.registry(), patterns)
     rows = [item.row for item in items]
-    saved = save_plot(rows, output, x=x.value, y=y.value, options=options, force=force, dry_run=dry_run)
+    saved = save_plot(rows, output, x=x.value, y=y, options=options, force=force, dry_run=dry_run)
     shown = f"{counted(saved.entries, 'entry')} at {counted(saved.points, 'point')}"
     if saved.missing:
         state.output.note(saved.missing)
@@ -192,7 +193,9 @@ def _chosen_epochs(log: TrainingLog, every: int | None, *, everything: bool) -> 
 
 def print_log(output: Output, log: TrainingLog, rows: Sequence[Epoch], metric: str | None = None) -> None:
     """Print the summary of a log, after the chosen rows."""
-    names = [name for name in _HEADINGS if log.has(name)]
+    from ckptkit.analysis.logs.readers import OF_DENSE_TASKS
+
+    names = [name for name in (*_HEADINGS, *OF_DENSE_TASKS) if log.has(name)]
     name = metric or log.metric
     if name is None:
         names = log.figures()
@@ -223,6 +226,8 @@ def print_log(output: Output, log: TrainingLog, rows: Sequence[Epoch], metric: s
 
 def _log_verdict(log: TrainingLog, best: Epoch | None, name: str | None) -> str:
     """The best epoch beside the published figure."""
+    from ckptkit.analysis.logs.readers import OF_DENSE_TASKS
+
     if name is None:
         return "no best epoch: no known loss or accuracy; choose a figure with --metric"
     heading = _HEADINGS.get(name, name)
@@ -232,6 +237,8 @@ def _log_verdict(log: TrainingLog, best: Epoch | None, name: str | None) -> str:
     best_of = f"best {heading} {_figure_cell(name, found)} at epoch {best.number}"
     if published is None:
         return best_of + ("" if log.url else "; no published figure to set beside it")
+    if name in OF_DENSE_TASKS:
+        return f"{best_of}, published {_figure_cell(name, published)}: {found - published:+.4f}"
     return f"{best_of}, published {published:g}%: {found - published:+.2f}"
 
 

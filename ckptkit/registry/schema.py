@@ -274,10 +274,12 @@ class Entry(Shown, BaseModel):
 
     @property
     def params(self) -> float | None:
-        """Parameters: the published figure, else the exact count."""
-        if self.published_params is not None:
-            return parse_count(self.published_params)
-        return None if self.exact_parameters is None else float(self.exact_parameters)
+        """Parameters: as published, or exactly where there is no figure or it is another model's."""
+        exact = None if self.exact_parameters is None else float(self.exact_parameters)
+        if self.published_params is None:
+            return exact
+        published = parse_count(self.published_params)
+        return published if exact is None or abs(published - exact) <= _SLIP * exact else exact
 
     @property
     def flops(self) -> float | None:
@@ -344,6 +346,10 @@ class Entry(Shown, BaseModel):
         if value is not None and not pinned:
             raise ValueError("hash_provenance is given without a sha256")
         return value
+
+
+_SLIP = 0.05
+"""Part of the exact count by which a published one may be off; beyond it, it is another model's."""
 
 
 def spelled(name: str) -> str:

@@ -69,6 +69,55 @@ def test_an_entry_beside_its_published_figures(run: Runner, server: FaultServer)
     assert len(server.requests) == 2
 
 
+DETECTOR = mmcv_log(
+    [
+        train_line(11, 50, 0.81, loss_rpn_cls=0.02, acc=95.1),
+        {
+            **{"mode": "val", "epoch": 11, "iter": 625, "lr": 0.0001, "bbox_mAP": 0.401, "bbox_mAP_50": 0.63},
+            **{"segm_mAP": 0.372, "bbox_mAP_copypaste": "0.401 0.630 0.441 0.238 0.442 0.529"},
+        },
+        train_line(12, 50, 0.79, loss_rpn_cls=0.01, acc=95.3),
+        {"mode": "val", "epoch": 12, "iter": 625, "lr": 1e-05, "bbox_mAP": 0.407, "segm_mAP": 0.376},
+    ]
+)
+"""As mmdet 2 writes it: metrics are parts of one, and there is a text to paste into a spreadsheet."""
+
+
+def test_a_detector_beside_its_published_metrics(
+    run: Runner, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+):
+    entry = load_registry()["moganet-xt-coco-maskrcnn-1x"]
+    url = entry.log_url or ""
+    server.serve("/" + url.rpartition("/")[2], DETECTOR.encode())
+    monkeypatch.setenv("CKPTKIT_MIRROR", f"{url.rpartition('/')[0]}={server.base}")
+    done = run("logs", entry.id)
+    assert done.code == 0
+    assert [line.split() for line in done.out.splitlines()[1:]] == [
+        ["epoch", "training", "loss", "learning", "rate", "time", "bbox_mAP", "segm_mAP"],
+        ["best", "12", "0.7900", "1.00e-05", "0:25", "0.4070", "0.3760"],
+        ["last", "12", "0.7900", "1.00e-05", "0:25", "0.4070", "0.3760"],
+        ["published", "0.4070", "0.3760"],
+        ["best", "bbox_mAP", "0.4070", "at", "epoch", "12,", "published", "0.4070:", "+0.0000"],
+    ]
+    values = json.loads(run("logs", entry.id, "--json").out)
+    assert (values["metric"], values["difference"], values["published"]["box_mAP"]) == ("bbox_mAP", 0.0, 40.7)
+
+
+@pytest.mark.parametrize(
+    ("figures", "metric"),
+    [
+        ({"aAcc": 0.8, "mIoU": 0.477, "mAcc": 0.598}, "mIoU"),
+        ({"AP": 0.749, "AP .5": 0.907, "AR": 0.801, "AR (M)": 0.757}, "AP"),
+        ({"segm_mAP": 0.4}, "segm_mAP"),
+    ],
+)
+def test_what_decides_the_best_epoch_of_dense_tasks(run: Runner, figures: dict[str, float], metric: str):
+    lines = [train_line(1, 50, 0.5), {"mode": "val", "epoch": 1, "iter": 5, "lr": 0.1, **figures}]
+    Path("dense.log.json").write_text(mmcv_log(lines))
+    done = run("logs", "dense.log.json", "-o", "dense.png")
+    assert f"best {metric} {figures[metric]:.4f} at epoch 1" in done.out and Path("dense.png").exists()
+
+
 def test_json_has_everything(run: Runner, server: FaultServer):
     values = json.loads(run("logs", "moganet-xt-224", "--json").out)
     assert (values["name"], values["framework"], values["metric"]) == ("moganet-xt-224", "mmcv", "top1")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckptkit.analysis.drawing import drawing, figure_bytes, require_matplotlib
-from ckptkit.analysis.logs.readers import TrainingLog, finite
+from ckptkit.analysis.logs.readers import OF_DENSE_TASKS, TrainingLog, finite
 from ckptkit.base.text import counted, escaped
 
 PURPOSE = "drawing a training log"
@@ -61,7 +61,8 @@ def _title(log: TrainingLog) -> str:
 
 
 def _panels(log: TrainingLog, metric: str | None) -> list[tuple[str, tuple[str, ...]]]:
-    """What is drawn: the usual figures the log has, and ``metric`` if it is not one of them."""
+    """What is drawn: the usual figures the log has, and what decides if it is not one of them."""
+    metric = metric or log.metric
     panels = [(label, tuple(name for name in names if log.has(name))) for label, names in _PANELS]
     if metric is not None and metric not in _LABELS:
         panels.insert(2, (metric, (metric,)))
@@ -76,14 +77,12 @@ def _draw_panel(ax: Any, log: TrainingLog, label: str, names: tuple[str, ...]) -
         known = {number: value for number, value in values.items() if value is not None}  # no gaps in a line
         marker = "." if len(known) < 40 else ""
         ax.plot(list(known), list(known.values()), color=colour, label=text, linewidth=1.4, marker=marker)
-    for name, published, text in (
-        ("top1", log.published_top1, "published top-1"),
-        ("top5", log.published_top5, "published top-5"),
-    ):
+    for name, text in (("top1", "top-1"), ("top5", "top-5"), *((one, one) for one in OF_DENSE_TASKS)):
+        published = log.published(name)
         if published is not None and {name, f"ema_{name}"}.intersection(names):
-            ax.axhline(published, color=_GREY, linewidth=1, linestyle="--" if name == "top1" else ":")
+            ax.axhline(published, color=_GREY, linewidth=1, linestyle=":" if name == "top5" else "--")
             ax.annotate(
-                f"{text} {published:g}%",
+                f"published {text} {published:g}{'' if name in OF_DENSE_TASKS else '%'}",
                 (0.005, published),
                 xycoords=("axes fraction", "data"),
                 xytext=(0, 3),

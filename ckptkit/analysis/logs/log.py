@@ -159,5 +159,6 @@ def _of_entry(entry: Entry, workspace: Workspace, *, refresh: bool) -> TrainingL
         url=entry.log_url,
         published_top1=entry.published_top1,
         published_top5=entry.published_top5,
+        published_metrics=entry.metrics,
         weights=entry.weights,
     )

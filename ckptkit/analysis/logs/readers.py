@@ -21,6 +21,11 @@ Framework = Literal["mmcv", "timm"]
 
 FIGURES = ("train_loss", "val_loss", "top1", "top5", "ema_val_loss", "ema_top1", "ema_top5", "lr", "seconds")
 """Figures that every kind of log calls the same here."""
+OF_DENSE_TASKS: Mapping[str, str] = {
+    **{"bbox_mAP": "box_mAP", "segm_mAP": "mask_mAP", "mIoU": "mIoU", "mAcc": "mAcc", "AP": "AP"},
+    **{"AP .5": "AP50", "AP .75": "AP75", "AR": "AR", "AR (M)": "ARM", "AR (L)": "ARL"},
+}
+"""Name of a metric in the logs of mmdet, mmseg and mmpose, and in the tables; the one that decides first."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,8 @@ class TrainingLog:
     url: str | None = None  # where it is published
     published_top1: float | None = None  # what the registry has of the entry, in percent
     published_top5: float | None = None
+    # The registry's further metrics of the entry, by their published names and as published
+    published_metrics: Mapping[str, float] = field(default_factory=dict)
     weights: str | None = None  # which copy these figures belong to, where there are two: ``ema`` or ``raw``
 
     @property
@@ -83,12 +90,12 @@ class TrainingLog:
     def metric(self) -> str | None:
         """The figure that tells which epoch is best by default.
 
-        The top-1 accuracy of the copy that the published figure belongs to, else what comes nearest to it;
-        None where the log has neither an accuracy nor a loss that is known here.
+        The top-1 accuracy of the copy that the published figure belongs to, the metric of a detector or
+        segmenter, else what comes nearest; None where the log has no metric and no loss that is known here.
         """
-        order = ["ema_top1", "top1", "ema_val_loss", "val_loss", "train_loss"]
+        order = ["ema_top1", "top1", *OF_DENSE_TASKS, "ema_val_loss", "val_loss", "train_loss"]
         if self.weights == "raw":
-            order = ["top1", "ema_top1", "val_loss", "ema_val_loss", "train_loss"]
+            order = ["top1", "ema_top1", *OF_DENSE_TASKS, "val_loss", "ema_val_loss", "train_loss"]
         return next((name for name in order if self.has(name)), None)
 
     def has(self, name: str) -> bool:
@@ -126,7 +133,13 @@ class TrainingLog:
         )
 
     def published(self, name: str) -> float | None:
-        """The published figure to compare one of the log's with; None if there is none."""
+        """The published figure to compare one of the log's with, in the log's unit; None if there is none."""
+        if name in OF_DENSE_TASKS:
+            published = self.published_metrics.get(OF_DENSE_TASKS[name])
+            # The tables have percent, the logs parts of one.
+            found = [value for epoch in self.epochs if (value := finite(epoch.figure(name))) is not None]
+            parts = published is not None and published > 1 and max(found, default=0) <= 1
+            return round(published / 100, 6) if published is not None and parts else published
         return {
             "top1": self.published_top1,
             "ema_top1": self.published_top1,
@@ -149,7 +162,11 @@ class TrainingLog:
             "metric": name,
             "best": best.to_json() if best else None,
             "last": self.last.to_json(),
-            "published": {"top1": self.published_top1, "top5": self.published_top5},
+            "published": {
+                "top1": self.published_top1,
+                "top5": self.published_top5,
+                **self.published_metrics,
+            },
             "difference": None if found is None or published is None else round(found - published, 6),
             "not_finite": list(self.diverged),
             "epochs": [epoch.to_json() for epoch in self.epochs],

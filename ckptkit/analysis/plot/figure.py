@@ -25,22 +25,24 @@ from ckptkit.analysis.plot.points import (
     DARK,
     LIGHT,
     X_MEASURES,
-    Y_MEASURES,
     FigureOptions,
     Measure,
     Points,
     Series,
     collect,
+    comparable,
     default_title,
     human,
     marker_of,
     missing_note,
     pareto_front,
     source_line,
+    y_measures,
 )
 from ckptkit.base.errors import NotFoundError, UsageError, one_of
 from ckptkit.base.files import refuse_existing
 from ckptkit.base.text import counted, escaped
+from ckptkit.registry.schema import spelled
 
 if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
@@ -100,17 +102,18 @@ def save_plot(
     """Draw accuracy against cost; the ending of ``output`` says how."""
     options = options or FigureOptions()
     form = picture_kind(output, _KINDS)
-    across, up = measure(x, X_MEASURES), measure(y, Y_MEASURES)
+    across, up = measure(x, X_MEASURES), measure(y, y_measures(entries))
     if form != "html":
         require_matplotlib()
+    given, entries = entries, comparable(entries, up)
     points = collect(entries, across, up)
-    if not entries:
+    if not given:
         raise NotFoundError(
             "no entry to draw", hint="'ckptkit list' with the same filters says what there is"
         )
     if not points.points:
         raise UsageError(
-            f"nothing to draw: none of {counted(len(entries), 'entry')} has published "
+            f"nothing to draw: none of {counted(len(given), 'entry')} has published "
             f"{across.short} and {up.short}",
             hint="choose other entries, --x or --y",
         )
@@ -129,8 +132,9 @@ def save_plot(
 
 
 def measure(name: str, measures: dict[str, Measure]) -> Measure:
-    """Return what an axis shows."""
-    return measures[one_of("axis", name, tuple(measures))]
+    """Return what an axis shows, named in any spelling."""
+    found = next((one for known, one in measures.items() if spelled(known) == spelled(name)), None)
+    return found or measures[one_of("axis", name, tuple(measures))]
 
 
 def render(points: Points, x: Measure, y: Measure, options: FigureOptions, form: str) -> tuple[bytes, int]:
@@ -337,13 +341,16 @@ class _Drawing:
     def _marks(self, series: Series) -> list[dict[str, Any]]:
         """How to plot the marker of a series: itself, and what is drawn upon it."""
         colour = self.theme.family(series.family_index)
-        face = {"full": colour, "tint": self.theme.tint(colour)}.get(series.fill, self.theme.background)
+        tint, hollow = self.theme.tint(colour), self.theme.background
+        face = {"full": colour, "eye": colour, "tint": tint, "target": tint}.get(series.fill, hollow)
         shape = _SHAPES[marker_of(series.family_index)]
         size = _MARKER_SIZE * _SMALLER.get(shape, 1.0)
         look = {"markeredgecolor": colour, "linestyle": "none"}
         whole = {"marker": shape, "markersize": size, "markerfacecolor": face, "markeredgewidth": _EDGE}
-        dot = {"marker": "o", "markersize": size * 0.34, "markerfacecolor": colour, "markeredgewidth": 0}
-        return [{**mark, **look} for mark in ([whole, dot] if series.fill == "dot" else [whole])]
+        inner = hollow if series.fill == "eye" else colour
+        dot = {"marker": "o", "markersize": size * 0.34, "markerfacecolor": inner, "markeredgewidth": 0}
+        dotted = series.fill in ("dot", "eye", "target")
+        return [{**mark, **look} for mark in ([whole, dot] if dotted else [whole])]
 
     # Axes
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -21,6 +21,7 @@ from ckptkit.analysis.plot.points import (
     X_MEASURES,
     Y_MEASURES,
     FigureOptions,
+    Measure,
     Series,
     Theme,
     collect,
@@ -29,6 +30,7 @@ from ckptkit.analysis.plot.points import (
     published_by,
     series_of,
     short_names,
+    y_measures,
 )
 from ckptkit.base.text import arxiv_id, counted, escaped, json_text, web_address
 
@@ -167,29 +169,48 @@ def _variables(theme: Theme) -> str:
     return ";".join(f"--{name}:{colour}" for name, colour in plain)
 
 
-_MEASURES = {**X_MEASURES, **Y_MEASURES}
 _UNKNOWN = "–"
 
 
 def plot_page(entries: Sequence[Entry], *, x: str, y: str, options: FigureOptions) -> str:
     """Return the page."""
-    points = collect(entries, _MEASURES[x], _MEASURES[y])
+    measures = _measures(entries)
+    points = collect(entries, measures[x], measures[y])
     title = options.title or f"{families_of(points)}: accuracy and cost"
     body = Template(template("plot.html")).substitute(
         title=escaped(title, "html"),
         sources=escaped(published_by(points) + ".", "html"),
-        table=_table(entries),
+        table=_table(entries, measures),
+        ups="".join(
+            f'<option value="{escaped(name, "html")}">{escaped(_BRIEF.get(name, name), "html")}</option>'
+            for name in measures
+            if name not in X_MEASURES
+        ),
     )
     data = {
         "start": {"x": x, "y": y, "log": options.log, "labels": options.labels, "pareto": options.pareto},
-        "axes": {name: one.title for name, one in _MEASURES.items()},
-        **_series_and_entries(entries),
+        "axes": {name: one.title for name, one in measures.items()},
+        "names": [[name, _BRIEF.get(name, name)] for name in measures],
+        **_series_and_entries(entries, measures),
     }
     style, script = template("plot.css"), template("plot.js")
     return page(title, body, style=style, script=script, data=data, dark=options.dark)
 
 
-def _series_and_entries(entries: Sequence[Entry]) -> dict[str, Any]:
+_BRIEF = {"params": "parameters", "flops": "FLOPs", "top1": "top-1", "top5": "top-5"}
+
+
+def _measures(entries: Sequence[Entry]) -> dict[str, Measure]:
+    """The figures that a page can show; the accuracies unless there are other metrics alone."""
+    ups = y_measures(entries)
+    if len(ups) > len(Y_MEASURES) and not any(
+        one.value(entry) for entry in entries for one in Y_MEASURES.values()
+    ):
+        ups = {name: one for name, one in ups.items() if name not in Y_MEASURES}
+    return {**X_MEASURES, **ups}
+
+
+def _series_and_entries(entries: Sequence[Entry], measures: Mapping[str, Measure]) -> dict[str, Any]:
     series = series_of(entries)
     names = short_names(entries)
     ordered: list[Series] = sorted(dict.fromkeys(series.values()), key=lambda one: one.family_index)
@@ -210,8 +231,8 @@ def _series_and_entries(entries: Sequence[Entry]) -> dict[str, Any]:
                 "label": names[entry.id],
                 "name": entry.display_name,
                 "series": ordered.index(series[entry.id]),
-                **{name: one.value(entry) for name, one in _MEASURES.items()},
-                "text": {name: one.text(entry) for name, one in _MEASURES.items()},
+                **{name: one.value(entry) for name, one in measures.items()},
+                "text": {name: one.text(entry) for name, one in measures.items()},
                 "facts": _facts(entry),
                 "links": [
                     [one.name, one.url, one.note, web_address(one.url) is not None] for one in links_of(entry)
@@ -232,6 +253,7 @@ def _facts(entry: Entry) -> list[tuple[str, str]]:
             None if test is None else f"{test}" + (f", trained at {train}" if train != test else ""),
         ),
         ("Training data", entry.pretrain_data),
+        ("Method", entry.method),
         ("Setting", entry.setting),
         ("Position embedding", None if entry.pos_emb is None else "yes" if entry.pos_emb else "no"),
         ("Exact count", counted(entry.exact_parameters, "parameter") if entry.exact_parameters else None),
@@ -242,21 +264,22 @@ def _facts(entry: Entry) -> list[tuple[str, str]]:
     return [(name, text) for name, text in known if text]
 
 
-def _table(entries: Sequence[Entry]) -> str:
+def _table(entries: Sequence[Entry], measures: Mapping[str, Measure]) -> str:
     """All figures, for readers without JavaScript and for print."""
-    headings = ["entry", "model", "parameters", "FLOPs", "top-1", "top-5"]
+    headings = ["entry", "model", *(_BRIEF.get(name, name) for name in measures), "published"]
     head = "".join(
-        f'<th scope="col"{_number(place)}>{name}</th>' for place, name in enumerate([*headings, "published"])
+        f'<th scope="col"{_number(place, measures)}>{escaped(name, "html")}</th>'
+        for place, name in enumerate(headings)
     )
     rows = []
     for entry in entries:
         cells = [escaped(entry.id, "html"), escaped(entry.display_name, "html")]
-        cells += [escaped(one.text(entry) or _UNKNOWN, "html") for one in _MEASURES.values()]
+        cells += [escaped(one.text(entry) or _UNKNOWN, "html") for one in measures.values()]
         cells.append(" · ".join(link(one.url, one.name) for one in links_of(entry)))
-        rows.append("".join(f"<td{_number(place)}>{cell}</td>" for place, cell in enumerate(cells)))
+        rows.append("".join(f"<td{_number(place, measures)}>{cell}</td>" for place, cell in enumerate(cells)))
     lines = "\n".join(f"<tr>{row}</tr>" for row in rows)
     return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody>\n</table>"
 
 
-def _number(place: int) -> str:
-    return ' class="number"' if 2 <= place <= 5 else ""
+def _number(place: int, measures: Mapping[str, Measure]) -> str:
+    return ' class="number"' if 2 <= place < 2 + len(measures) else ""

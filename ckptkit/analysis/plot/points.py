@@ -63,6 +63,32 @@ Y_MEASURES = {
 }
 
 
+def y_measures(entries: Iterable[Entry]) -> dict[str, Measure]:
+    """What the vertical axis can show of some entries: the accuracies, and every metric that they have."""
+    data: dict[str, dict[str | None, None]] = {}
+    for entry in entries:
+        for name in entry.metrics:
+            data.setdefault(name, {})[entry.dataset] = None
+    return {**Y_MEASURES, **{name: _of_metric(name, list(found)) for name, found in data.items()}}
+
+
+def _of_metric(name: str, datasets: Sequence[str | None]) -> Measure:
+    title = f"{name}, {datasets[0]}" if len(datasets) == 1 and datasets[0] else name
+    return Measure(
+        name,
+        name,
+        title,
+        lambda entry: entry.metrics.get(name),
+        lambda entry: str(entry.metrics[name]) if name in entry.metrics else None,
+    )
+
+
+def comparable(entries: Sequence[Entry], y: Measure) -> list[Entry]:
+    """The entries of those tasks that are measured so."""
+    tasks = {entry.task for entry in entries if y.value(entry) is not None}
+    return [entry for entry in entries if entry.task in tasks]
+
+
 def human(value: float) -> str:
     """Write a count as people do.
 
@@ -91,8 +117,8 @@ def pareto_front(points: Iterable[XY]) -> list[XY]:
     return front
 
 
-FILLS = ("full", "open", "tint", "dot")
-"""How the subgroups of a family differ: filled, hollow, filled lightly, hollow with a dot."""
+FILLS = ("full", "open", "tint", "dot", "eye", "target")
+"""How the subgroups of a family differ: filled, hollow or filled lightly, and each of these with a dot."""
 
 _BRIEF = (
     ("without position embedding", "no pos-emb"),
@@ -182,12 +208,12 @@ def _once(values: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(values))
 
 
-def _facts(entry: Entry) -> tuple[str | None, bool | None, str | None, str]:
-    return entry.group, entry.pos_emb, entry.setting, entry.layout
+def _facts(entry: Entry) -> tuple[str | None, bool | None, str | None, str, str | None]:
+    return entry.group, entry.pos_emb, entry.setting, entry.layout, entry.method
 
 
 def series_of(entries: Sequence[Entry]) -> dict[str, Series]:
-    """Return the series of each id: by family, group, position embedding, training setting and layout."""
+    """Return the series of each id: by family, group, position embedding, setting, layout and method."""
     found: dict[str, Series] = {}
     for family, index in family_indices(entry.family for entry in entries).items():
         members = [entry for entry in entries if entry.family == family]
@@ -217,7 +243,7 @@ def family_indices(families: Iterable[str]) -> dict[str, int]:
 def _fills(family: str, kinds: Sequence[tuple[Any, ...]]) -> list[str]:
     """How each subgroup is filled: as the family says, so that it looks the same in every picture."""
     markers = known.get_family(family).markers if family in known.families() else {}
-    fixed = [markers.get(kind) for kind in kinds]
+    fixed = [None if kind[-1] else markers.get(kind[:-1]) for kind in kinds]
     free = [fill for fill in FILLS if fill not in fixed] or list(FILLS)
     others = iter(range(len(kinds)))
     return [fill or free[next(others) % len(free)] for fill in fixed]
@@ -225,16 +251,20 @@ def _fills(family: str, kinds: Sequence[tuple[Any, ...]]) -> list[str]:
 
 def _words(family: str, kind: tuple[Any, ...], kinds: Sequence[tuple[Any, ...]]) -> str:
     """Name of a subgroup: those of its facts that are not the same in the whole family."""
-    group, pos_emb, setting, layout = kind
+    group, pos_emb, setting, layout, method = kind
     titles = known.get_family(family).layout_titles if family in known.families() else {}
     parts = [
+        method,
         group,
         None if pos_emb is None else f"{'with' if pos_emb else 'without'} position embedding",
         setting,
         titles.get(layout, layout),
     ]
+    places = (4, 0, 1, 2, 3)
     return ", ".join(
-        part for place, part in enumerate(parts) if part and len({other[place] for other in kinds}) > 1
+        part
+        for place, part in zip(places, parts, strict=True)
+        if part and len({other[place] for other in kinds}) > 1
     )
 
 
@@ -243,15 +273,22 @@ def short_names(entries: Sequence[Entry]) -> dict[str, str]:
 
     The resolution is added where entries of one family have the same name and are drawn at several.
     """
-    resolutions: dict[tuple[str, str], set[Any]] = {}
+    sizes: dict[tuple[str, str], set[str]] = {}
     for entry in entries:
-        resolutions.setdefault((entry.family, _bare(entry)), set()).add(entry.test_resolution)
+        sizes.setdefault((entry.family, _bare(entry)), set()).update(_size(entry))
     return {
-        entry.id: f"{_bare(entry)} @{entry.test_resolution}"
-        if len(resolutions[entry.family, _bare(entry)]) > 1 and entry.test_resolution
+        entry.id: " @".join([_bare(entry), *_size(entry)])
+        if len(sizes[entry.family, _bare(entry)]) > 1
         else _bare(entry)
         for entry in entries
     }
+
+
+def _size(entry: Entry) -> list[str]:
+    """The input of the figures; empty where it is not known."""
+    if entry.test_resolution is not None:
+        return [str(entry.test_resolution)]
+    return ["×".join(map(str, entry.flops_input))] if entry.flops_input else []
 
 
 def _bare(entry: Entry) -> str:

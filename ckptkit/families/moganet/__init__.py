@@ -50,6 +50,7 @@ class MogaNet(Family):
         (None, None, "DeiT III", "openmixup"): "tint",
         (None, None, "RSB A3", "openmixup"): "open",
         (None, None, "DeiT", "torch"): "dot",
+        ("mmpretrain", None, None, "openmixup"): "eye",
     }
 
     @property

@@ -102,7 +102,9 @@
     const look = { class: `mark ${series.fill}` };
     if (series.marker === "circle") draw("circle", { ...look, r: 5.4 }, group);
     else draw("path", { ...look, d: SHAPES[series.marker] }, group);
-    if (series.fill === "dot") draw("circle", { class: "dotted", r: 1.9 }, group);
+    if (["dot", "eye", "target"].includes(series.fill)) {
+      draw("circle", { class: series.fill === "eye" ? "dotted eye" : "dotted", r: 1.9 }, group);
+    }
     return group;
   }
   const overlap = (a, b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
@@ -196,8 +198,7 @@
 
   // One entry
 
-  const AXES = [["params", "parameters"], ["flops", "FLOPs"], ["top1", "top-1"], ["top5", "top-5"]];
-  const figures = (entry) => AXES.filter(([key]) => entry.text[key]).map(([key, name]) => `${entry.text[key]}\u00a0${name}`);
+  const figures = (entry) => data.names.filter(([key]) => entry.text[key]).map(([key, name]) => `${entry.text[key]}\u00a0${name}`);
   const sentence = (entry) => `${entry.id}: ${figures(entry).join(", ")}`;
 
   function showTip(point, x, y) {
