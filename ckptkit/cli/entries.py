@@ -42,6 +42,7 @@ class Field:
     text: Callable[[Listed], Any] | None = None  # how a person reads it, where not as the value itself
     short: Callable[[Listed], str] | None = None  # the same in fewer letters, for narrow terminals
     short_heading: str = ""
+    is_metric: bool = False  # its name is a published one, so it is written as it is
 
     def value(self, item: Listed) -> Any:
         """Its value; None is not known."""
@@ -86,7 +87,7 @@ def _all_metrics(item: Listed) -> str | None:
 
 def _metric(name: str) -> Field:
     """The column of a metric, under its published name."""
-    return Field(name, numeric=True, of=lambda item: item.row.metric(name))
+    return Field(name, numeric=True, of=lambda item: item.row.metric(name), is_metric=True)
 
 
 def _metrics_of(items: Iterable[Listed]) -> list[str]:
@@ -154,23 +155,11 @@ _IN_A_TABLE = (
 _OF_OTHER_TASKS = ("id", "method", "setting", "resolution", "pretrain", "params", "flops", "top1", "cached")
 _IN_MARKDOWN = ("name", "id", "setting", "pretrain", "resolution", "params", "flops", "top1", "top5")
 _IN_A_PAGE = (
-    *(
-        "id",
-        "task",
-        "method",
-        "resolution",
-        "pos-emb",
-        "pretrain",
-        "setting",
-        "params",
-        "flops",
-        "top1",
-        "top5",
-    ),
+    *("id", "task", "resolution", "pos-emb", "pretrain", "setting", "params", "flops", "top1", "top5"),
     "metrics",
 )
-_WHERE_KNOWN = frozenset({"method", "metrics"})
-"""Columns of a page that are left out where no entry has one."""
+_WRAPPED = frozenset({"task", "pretrain", "setting", "metrics"})
+"""Columns of a page whose cells may have several lines."""
 
 #: Which columns go first when the terminal is narrow; then metrics, from the last.
 _LEAST_IMPORTANT = ("family", "pretrain", "setting", "pos-emb", "flops", "cached", "resolution", "method")
@@ -319,7 +308,7 @@ class Listing:
         if output.fits(*self._table(left, brief=False)):
             return left, False
         unknown = [field.key for field in fields if self._is_unknown(field)]
-        metrics = [field.key for field in fields if field.key in _metrics_of(self.items)]
+        metrics = [field.key for field in fields if field.is_metric]
         for key in [*unknown, *_LEAST_IMPORTANT, *metrics[:0:-1]]:
             if output.fits(*self._table(left, brief=True)):
                 break
@@ -377,8 +366,11 @@ class Listing:
         folder = Path(__file__).parent / "templates"
         fields, with_links = self._columns(_IN_A_PAGE), self.chosen is None
         if with_links:
+            tasks = {item.row.task for item in self.items}
+            left_out = {"task"} if tasks <= {CLASSIFICATION} else set()
+            left_out |= set() if _metrics_of(self.items) else {"metrics"}
             fields = [
-                field for field in fields if field.key not in _WHERE_KNOWN or not self._is_unknown(field)
+                _RECIPE if field.key == "setting" else field for field in fields if field.key not in left_out
             ]
         families = family_indices(item.row.family for item in self.items)
         names = {family: family_name(family) for family in families}
@@ -435,7 +427,7 @@ def _markdown_heading(key: _Group, items: Sequence[Listed]) -> str:
 
 def _markdown_capital(field: Field) -> str:
     heading = field.headed()
-    return heading[:1].upper() + heading[1:] if field.key != "id" else "id"
+    return heading if field.is_metric or field.key == "id" else heading[:1].upper() + heading[1:]
 
 
 def _markdown_links(item: Listed) -> str:
@@ -443,6 +435,9 @@ def _markdown_links(item: Listed) -> str:
     return " · ".join(_markdown_link(name, url) for name, url in links if url)
 
 
+_RECIPE = Field(
+    "setting", of=lambda item: ", ".join(filter(None, (item.row.method, item.row.setting))) or None
+)
 _FILES = Field("files", of=_markdown_links)
 
 
@@ -537,7 +532,10 @@ def _html_cell(field: Field, item: Listed) -> str:
     value, text = field.value(item), field.shown(item)
     if value is None:
         return f'<td class="{_html_kind(field)} unknown">{_ON_A_PAGE}</td>'
-    kind = _html_kind(field) + (" long" if len(text) > _LONG else "")
+    wrapped = " wrapped" if field.key in _WRAPPED else " long" if len(text) > _LONG else ""
+    kind = _html_kind(field) + wrapped
+    if field.key == "task":
+        text = text.replace("-", " ")
     # Numbers are sorted by what they are, not by how they are written.
     number = f' data-v="{value!r}"' if field.numeric and isinstance(value, (int, float)) else ""
     inside = link(text, text) if field.key in _LINKS else _html(text)

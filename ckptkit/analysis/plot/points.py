@@ -179,7 +179,11 @@ class Points:
 
 
 def collect(entries: Sequence[Entry], x: Measure, y: Measure) -> Points:
-    """Put entries at their places; those at the very same place become one point."""
+    """Put entries at their places; those at the very same place become one point.
+
+    Entries of other tasks than those that ``y`` measures have no place to miss.
+    """
+    entries = comparable(entries, y) or entries
     series = series_of(entries)
     names = short_names(entries)
     places: dict[tuple[float, float], list[Entry]] = {}

@@ -106,4 +106,4 @@ def test_the_python_face_draws_the_registry_of_the_environment(
     monkeypatch.setenv("CKPTKIT_REGISTRY", str(overlay))
     text = ckptkit.plot(tmp_path / "a.html").read_text()
     assert text.count('"id":"mine"') == 1
-    assert text.count('"label":') == len(published()) + 1
+    assert text.count('"label":') == len(published().find(task="image-classification")) + 1

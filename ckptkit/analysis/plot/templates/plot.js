@@ -198,7 +198,8 @@
 
   // One entry
 
-  const figures = (entry) => data.names.filter(([key]) => entry.text[key]).map(([key, name]) => `${entry.text[key]}\u00a0${name}`);
+  const AXES = data.names;
+  const figures = (entry) => AXES.filter(([key]) => entry.text[key]).map(([key, name]) => `${entry.text[key]}\u00a0${name}`);
   const sentence = (entry) => `${entry.id}: ${figures(entry).join(", ")}`;
 
   function showTip(point, x, y) {
