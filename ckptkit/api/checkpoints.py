@@ -43,8 +43,9 @@ def registry(overlays: Sequence[str | Path] = ()) -> Registry:
 
     Parameters
     ----------
-    overlays : sequence of path
-        Registry files; later ones override earlier ones by id.
+    overlays : sequence of path or str
+        Registry files; later ones override earlier ones by id. ``https://…#sha256=…`` is a file at a URL,
+        fetched once and kept in the cache.
 
     Returns
     -------
@@ -67,8 +68,9 @@ def registry(overlays: Sequence[str | Path] = ()) -> Registry:
     """
     from ckptkit.families.base import registry_families
     from ckptkit.registry.loading import load_registry
+    from ckptkit.store.registries import local_registries
 
-    return load_registry(tuple(Path(path) for path in overlays), registry_families)
+    return load_registry(local_registries(overlays), registry_families)
 
 
 @public

@@ -240,6 +240,19 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _registries(
+    given: Sequence[str], offline: bool, mirrors: Sequence[str], output: Output
+) -> tuple[Path, ...]:
+    """The registry files of the line; those at URLs are fetched, also those of the environment."""
+    if "://" not in "".join([*given, os.environ.get("CKPTKIT_REGISTRY", "")]):
+        return tuple(map(Path, given))
+    from ckptkit.store.registries import local_registries
+
+    return local_registries(
+        given, offline=offline, mirrors=mirrors, notes=output.note, progress=output.progress
+    )
+
+
 @app.callback()
 def root(
     context: typer.Context,
@@ -249,8 +262,11 @@ def root(
     ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
     registry: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="Your own registry, on top of the built-in one; may be repeated."),
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Your own registry, on top of the built-in one, also URL#sha256=HEX; may be repeated.",
+        ),
     ] = None,
     mirror: Annotated[
         list[str] | None,
@@ -262,10 +278,11 @@ def root(
     ] = False,
 ) -> None:
     """Fetch, verify, convert and prove the published checkpoints of MOAT and MogaNet."""
+    output = Output(quiet=quiet, verbose=verbose)
     context.obj = State(
-        output=Output(quiet=quiet, verbose=verbose),
+        output=output,
         offline=offline,
-        registries=tuple(registry or ()),
+        registries=_registries(registry or (), offline, mirror or (), output),
         mirrors=tuple(mirror or ()),
     )
     context.call_on_close(context.obj.close)

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from ckptkit.base.errors import command
 from ckptkit.base.parse import is_glob, parse_age, parse_bytes
 from ckptkit.base.shown import Column
 from ckptkit.base.text import counted, human_bytes
 from ckptkit.cli.completion import complete_fetched
-from ckptkit.cli.options import State, state_of, usage_of
+from ckptkit.cli.options import State, file_to_write, state_of, usage_of
 from ckptkit.cli.output import ExitCode
 
 if TYPE_CHECKING:
     from ckptkit.base.checksums import ExpectedChecksum
     from ckptkit.store.cache import Home
+    from ckptkit.store.checksum_file import ChecksumFile
     from ckptkit.store.upkeep import Holding, Kind, Removal
 
 
@@ -181,26 +184,88 @@ def prune_command(
         state.output.warn(f"{human_bytes(left)} are left, more than {human_bytes(limit)}")
 
 
+@cache_app.command("checksums")
+def checksums_command(
+    context: typer.Context,
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ID…]", help="Ids, or globs on them; default: all of the lock file."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        file_to_write("--output", "-o", metavar="FILE", help="Write to this file instead of printing."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+) -> None:
+    """Export the lock file's checksums in the format of sha256sum.
+
+    The paths are those below the cache folder, so 'sha256sum -c --ignore-missing' works there, and
+    'ckptkit cache verify --checksums FILE' on any machine.
+
+    Examples: ckptkit cache checksums -o SHA256SUMS · ckptkit cache checksums 'moganet-*'
+    """
+    from fnmatch import fnmatchcase
+
+    from ckptkit.base.errors import NotFoundError
+    from ckptkit.base.files import StagedFile
+    from ckptkit.store.checksum_file import checksum_lines
+    from ckptkit.store.lockfile import LockFile
+
+    state, trust = state_of(context), LockFile.default()
+    entries = trust.everything()
+    for pattern in ids or ():
+        if not any(fnmatchcase(id, pattern) for id in entries):
+            raise NotFoundError(
+                f"the lock file {trust.path} knows nothing of {pattern!r}", hint=command("fetch", pattern)
+            )
+    chosen = [id for id in sorted(entries) if not ids or any(fnmatchcase(id, one) for one in ids)]
+    lines = checksum_lines(entries, chosen)
+    if output is not None:
+        with StagedFile(output, force=force) as file:
+            file.append("".join(f"{line}\n" for line in lines).encode())
+            file.commit()
+    result = {
+        "lock_file": str(trust.path),
+        "checksums": lines,
+        "path": None if output is None else str(output),
+    }
+    state.output.result(result, *(lines if output is None else [str(output)]))
+    state.output.note(f"{counted(len(lines), 'checksum')} of {counted(len(chosen), 'entry')}")
+
+
 @cache_app.command("verify")
-def verify_command(context: typer.Context, ids: Ids = None) -> None:
+def verify_command(
+    context: typer.Context,
+    ids: Ids = None,
+    checksums: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Compare with this file of sha256sum as well, such as 'cache checksums' makes.",
+        ),
+    ] = None,
+) -> None:
     """Read everything again: each file against its record, the registry's pin and the lock file.
 
     Unpacked folders are compared with their archive. Several threads read at once; nothing is changed.
     Exits with 1 if a check fails.
 
     Examples: ckptkit cache verify · ckptkit cache verify moganet-xt-224 --json
+    · ckptkit cache verify --checksums SHA256SUMS
     """
     from ckptkit.store.cache import Home
+    from ckptkit.store.checksum_file import read_checksums
     from ckptkit.store.upkeep import held_ids, holdings, verify_cache
 
     state = state_of(context)
+    listed = None if checksums is None else read_checksums(checksums)
     home = Home.default()
     if ids:
         _refuse_unknown(ids, [id for single in home.homes for id in held_ids(single, ids)])
     held = holdings(home, ids or [], examine=False)
     total = sum(holding.size_of("artefact") + holding.size_of("unpacked") for holding in held)
     with state.output.progress("reading the cache", total) as advance:
-        verdicts = list(verify_cache(home, ids or [], expected=_expected_by(state), advance=advance))
+        verdicts = list(verify_cache(home, ids or [], expected=_expected_by(state, listed), advance=advance))
     wrong = [verdict for verdict in verdicts if not verdict.ok]
     rows = [[v.id, v.path.name, "ok" if v.ok else "wrong", v.detail] for v in verdicts]
     columns = [Column("id"), Column("what"), Column("status"), Column("found")]
@@ -239,8 +304,8 @@ def path_command(
     state.output.result({"folders": paths} if id is None else {"id": id, "path": paths[0]}, *paths)
 
 
-def _expected_by(state: State) -> Callable[[str, str], list[ExpectedChecksum]]:
-    """What the registry and the lock file expect of a file."""
+def _expected_by(state: State, listed: ChecksumFile | None) -> Callable[[str, str], list[ExpectedChecksum]]:
+    """What the registry, the lock file and a file of checksums expect of a file."""
     from ckptkit.store.lockfile import LockFile
 
     registry, trust = state.registry(), LockFile.default()
@@ -248,7 +313,8 @@ def _expected_by(state: State) -> Callable[[str, str], list[ExpectedChecksum]]:
     def expected(id: str, file: str) -> list[ExpectedChecksum]:
         stated = list(registry[id].expected) if id in registry else []
         trusted = None if any(one.algorithm == "sha256" for one in stated) else trust.expected(id, file)
-        return [*stated, *([trusted] if trusted else [])]
+        of_list = listed.expected(id, file) if listed else []
+        return [*stated, *([trusted] if trusted else []), *of_list]
 
     return expected
 

@@ -119,10 +119,11 @@ def _registry(ctx: typer.Context) -> Registry:
     """The entries, with the overlays on the line; without those where one cannot be read."""
     from ckptkit.base.errors import CkptkitError
     from ckptkit.families.base import registry_families
-    from ckptkit.registry.loading import load_registry
+    from ckptkit.registry.loading import cached_registry, is_url, load_registry
 
-    overlays = tuple(Path(name) for name in ctx.find_root().params.get("registry") or ())
+    named = ctx.find_root().params.get("registry") or ()
     try:
+        overlays = [cached_registry(name) if is_url(name) else Path(name) for name in named]
         return load_registry(overlays, registry_families)
     except (CkptkitError, OSError):
         return load_registry(families=registry_families)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,8 +13,10 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from ckptkit.base.errors import NotFoundError, RegistryError
-from ckptkit.base.home import listed_paths
+from ckptkit.base.errors import NotFoundError, RegistryError, UsageError
+from ckptkit.base.files import translated
+from ckptkit.base.home import home_folders, listed_paths, user_path
+from ckptkit.base.urls import scrubbed
 from ckptkit.registry import document
 from ckptkit.registry.document import Document, Location, bounded, parse
 from ckptkit.registry.query import Registry, nearest
@@ -51,9 +55,60 @@ def in_source_tree() -> bool:
     return built_in_path().with_name("pyproject.toml").exists()
 
 
+_URL = re.compile(r"[a-z][a-z0-9]*://", re.IGNORECASE)
+_PINNED = re.compile(r"[a-z][a-z0-9]*://[^\s#]+#sha256=[0-9a-f]{64}", re.IGNORECASE)
+_FOLDER = "registries"
+_VARIABLE = "CKPTKIT_REGISTRY"
+
+
+def is_url(given: str | Path) -> bool:
+    """Whether a registry is named by a URL, rather than by a path."""
+    return isinstance(given, str) and _URL.match(given) is not None
+
+
+def cached_registry(url: str) -> Path:
+    """Where the text of a registry at a URL is kept, named by its sha256; the file need not exist.
+
+    A file that does not have that sha256 any more is removed.
+    """
+    if _PINNED.fullmatch(url) is None:
+        raise UsageError(
+            f"{scrubbed(url)}: a registry at a URL needs its sha256, so that it cannot change unnoticed",
+            hint="end the URL with #sha256= and the 64 digits that sha256sum prints of the file",
+        )
+    name = f"{url.rpartition('=')[2].lower()}.yaml"
+    paths = [folder / _FOLDER / name for folder in home_folders()]
+    return next(filter(_is_intact, paths), paths[0])
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether a cached text has the sha256 of its name."""
+    from ckptkit.base.checksums import hash_file
+
+    if not path.is_file():
+        return False
+    if hash_file(path, ("sha256",)).sha256 == path.stem:
+        return True
+    with translated(path):
+        path.unlink()
+    return False
+
+
+def environment_registries() -> list[str | Path]:
+    """What ``CKPTKIT_REGISTRY`` lists: paths, and URLs with their sha256."""
+    text = os.environ.get(_VARIABLE, "")
+    if not _PINNED.search(text):
+        return list(listed_paths(_VARIABLE))
+    found: list[str | Path] = []
+    for part in re.split(f"({_PINNED.pattern})", text, flags=re.IGNORECASE):
+        paths = filter(None, part.strip().split(os.pathsep))
+        found += [part] if _PINNED.fullmatch(part) else map(user_path, paths)
+    return found
+
+
 def environment_files() -> list[Path]:
-    """Return the files that ``CKPTKIT_REGISTRY`` lists."""
-    return listed_paths("CKPTKIT_REGISTRY")
+    """The files that ``CKPTKIT_REGISTRY`` lists, those of URLs in the cache."""
+    return [cached_registry(one) if isinstance(one, str) else one for one in environment_registries()]
 
 
 def registry_files(overlays: Sequence[Path] = ()) -> list[Path]:

@@ -105,6 +105,10 @@ class LockFile:
         """Everything trusted of an entry: file name → what it was. Raises as `get` does."""
         return self._load().get(id, {})
 
+    def everything(self) -> dict[str, dict[str, LockEntry]]:
+        """All that is trusted: id → file name → what it was."""
+        return self._load()
+
     def expected(self, id: str, file: str) -> ExpectedChecksum | None:
         """What is trusted of a file as a checksum to compare with; its origin names this lock file."""
         known = self.get(id, file)
