@@ -685,6 +685,7 @@ def test_the_cache(run: Runs, tmp_path: Path) -> None:
         ("ls",),
         ("verify",),
         ("path", "tiny-moat0-256"),
+        ("checksums",),
         ("rm", "*", "--dry-run"),
         ("prune", "--dry-run"),
     ):
@@ -796,7 +797,10 @@ def with_metadata(source: Path, target: Path, **metadata: str) -> None:
 # What is typed, and what is new
 
 ELSEWHERE = {
-    **dict.fromkeys(("cache ls", "cache rm", "cache prune", "cache verify", "cache path"), test_the_cache),
+    **dict.fromkeys(
+        ("cache ls", "cache rm", "cache prune", "cache verify", "cache path", "cache checksums"),
+        test_the_cache,
+    ),
     "doctor": test_the_environment,
     "rules suggest": test_a_draft_of_rules,
     **dict.fromkeys(("predict", "cam", "eval", "calibrate"), test_what_a_model_says),

@@ -441,6 +441,11 @@ SITUATIONS: Mapping[str, Situation] = {
         arrange=_text("broken.yaml", "entries:\n  - id: tiny-moat0-256\n    nosuch: 1\n"),
         then="registry schema",
     ),
+    "a revision of a file elsewhere": Situation(
+        "registry add new https://example.org/m.pth --checkpoint moat.pth --revision abc --file own.yaml",
+        then="registry add new https://example.org/m.pth --checkpoint moat.pth --file own.yaml",
+    ),
+    "checksums of what was never fetched": Situation("cache checksums moat0-224", then="list moat0-224"),
     "a metric without a number": Situation(
         "registry add new https://example.org/m.pth --checkpoint moat.pth --metric mIoU=high --file own.yaml",
         then="registry add new https://example.org/m.pth --checkpoint moat.pth --metric box_mAP=39.7 "

@@ -126,6 +126,29 @@ def _scrubbed_parameter(found: re.Match[str]) -> str:
     return found[0] if kept else f"{found[1]}{found[2]}=…"
 
 
+_HUB = re.compile(
+    r"(?P<repository>hf://(?:(?:datasets|spaces)/)?[^/@]+/[^/@]+)(?:@[^/]+)?(?=/)"
+    r"|(?P<web>https://huggingface\.co/(?:[^/]+/){2,3}?(?:resolve|blob|raw))/[^/]+(?=/)"
+)
+
+
+def at_revision(url: str, revision: str) -> str | None:
+    """The URL of a file on the Hugging Face hub at a revision of its repository; None of any other URL.
+
+    >>> at_revision("hf://org/name/model.safetensors", "8452cdd")
+    'hf://org/name@8452cdd/model.safetensors'
+    >>> at_revision("https://huggingface.co/org/name/resolve/main/model.safetensors", "8452cdd")
+    'https://huggingface.co/org/name/resolve/8452cdd/model.safetensors'
+    >>> at_revision("https://example.org/model.safetensors", "8452cdd") is None
+    True
+    """
+    found = _HUB.match(url)
+    if found is None:
+        return None
+    pinned = f"{found['repository']}@{revision}" if found["repository"] else f"{found['web']}/{revision}"
+    return pinned + url[found.end() :]
+
+
 def is_local(url: str) -> bool:
     """Whether a URL needs no network."""
     return urlsplit(url).scheme.lower() == "file"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from ckptkit.base.errors import IntegrityError, NotFoundError, UsageError, command
 from ckptkit.base.files import resolved
 from ckptkit.base.text import counted
-from ckptkit.base.urls import scrubbed
+from ckptkit.base.urls import at_revision, scrubbed
 from ckptkit.cli.completion import (
     complete_families,
     complete_fetched,
@@ -398,6 +399,19 @@ class EntryFields:
         return given
 
 
+def _at_revision(url: str, revision: str) -> str:
+    """A URL on the Hugging Face hub at a revision."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", revision) is None:
+        raise UsageError(f"--revision {revision}: not a name of a commit, tag or branch")
+    pinned = at_revision(url, revision)
+    if pinned is None:
+        raise UsageError(
+            f"--revision: {scrubbed(url)} is not a file on the Hugging Face hub",
+            hint="leave --revision out, or write the URL like hf://org/name/model.safetensors",
+        )
+    return pinned
+
+
 def _metric(text: str) -> tuple[str, float]:
     """Read NAME=VALUE."""
     name, equals, value = text.partition("=")
@@ -434,6 +448,12 @@ def add_command(
     ] = None,
     state_dict: StateDictOption = None,
     strip_prefix: StripPrefixOption = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REV", help="Commit, tag or branch of URLs on the Hugging Face hub: hf://… or https://…"
+        ),
+    ] = None,
     fields: EntryFields = EntryFields(),
     settings: SettingOptions = None,
     pin: Annotated[
@@ -470,6 +490,7 @@ def add_command(
         raise UsageError("--pin needs the file itself", hint="give it with --checkpoint FILE")
     options = parse_settings(settings)
     given, two_copies = {**fields.given(), **options}, False
+    urls = urls if revision is None else [_at_revision(url, revision) for url in urls]
     if checkpoint is not None:
         located = Located(checkpoint).chosen(state_dict, strip_prefix)
         given, two_copies = _with_recognised(located, given)

@@ -78,7 +78,9 @@ def _fetch(
     part = _Bounded(home_folders()[0] / path.parent.name, path.name, url)
     with contextlib.closing(part), url_opener(policy) as opener:
         try:
-            Transfer(url, part, opener, policy, None, progress, notes).run()
+            Transfer(
+                url, part, opener, policy, progress=progress, name="fetching a registry", notes=notes
+            ).run()
         except SourceError as error:
             raise NetworkError(
                 "the registry could not be fetched",

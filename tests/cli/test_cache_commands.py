@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -34,6 +36,74 @@ def home() -> Home:
     put_conversion(home, "test-a", "torch-float32.safetensors", hashlib.sha256(ARCHIVE).hexdigest())
     put_entry(home, "test-b", BODY, file="b.pth", days_ago=10)
     return home
+
+
+@pytest.fixture
+def remembered(home: Home) -> list[str]:
+    """What the lock file knows: both files of the cache, and one that is not there."""
+    from ckptkit.store.lockfile import LockEntry, LockFile
+
+    known = {("test-a", "a.tar.gz"): ARCHIVE, ("test-b", "b.pth"): BODY, ("gone", "g.pth"): b"g"}
+    for (id, file), body in known.items():
+        seen = LockEntry(
+            hashlib.sha256(body).hexdigest(), len(body), "2026-01-02T03:04:05+00:00", "https://a.org"
+        )
+        LockFile.default().remember(id, file, seen)
+    return [
+        f"{hashlib.sha256(body).hexdigest()}  artefacts/{id}/{file}"
+        for (id, file), body in sorted(known.items(), key=lambda item: item[0])
+    ]
+
+
+def sorted_by_path(lines: list[str]) -> list[str]:
+    return sorted(lines, key=lambda line: line.split("  ")[1])
+
+
+def test_checksums_are_those_that_sha256sum_checks(
+    run: Runner, home: Home, remembered: list[str], tmp_path: Path
+) -> None:
+    assert sorted_by_path(run("cache", "checksums").out.splitlines()) == sorted_by_path(remembered)
+    assert run("cache", "checksums", "test-*").out.splitlines() == [r for r in remembered if "/test-" in r]
+    file = tmp_path / "SHA256SUMS"
+    assert run("cache", "checksums", "-o", file).code == 0
+    assert run("cache", "checksums", "-o", file).code == 2, "an existing file is not replaced"
+    tool = ["sha256sum", "-c", "--ignore-missing", "--quiet", str(file)]
+    if shutil.which("sha256sum"):
+        assert subprocess.run(tool, cwd=home.path, check=False).returncode == 0
+    assert run("cache", "verify", "--checksums", file).code == 0
+    flip_byte(home.artefact_folder("test-b") / "b.pth", 5)
+    assert subprocess.run(tool, cwd=home.path, check=False, capture_output=True).returncode == 1
+    done = run("cache", "verify", "--checksums", file, "test-b")
+    assert done.code == 1 and f"but {file} says {hashlib.sha256(BODY).hexdigest()}" in done.out
+    assert run("cache", "checksums", "nobody").code == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (f"{hashlib.sha256(BODY).hexdigest()} *b.pth", 0),  # a name alone, binary mode
+        (f"{hashlib.sha256(BODY).hexdigest().upper()}  /anywhere/test-b/b.pth", 0),
+        (f"{hashlib.sha256(b'other').hexdigest()}  b.pth", 1),
+        (f"{hashlib.sha256(b'other').hexdigest()}  artefacts/other/b.pth", 0),  # of another entry
+    ],
+)
+def test_checksums_of_another_tool(run: Runner, home: Home, tmp_path: Path, line: str, code: int) -> None:
+    (tmp_path / "sums").write_text(f"\n{line}\n")
+    assert run("cache", "verify", "test-b", "--checksums", tmp_path / "sums").code == code
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "no checksum in it"),
+        ("abc  b.pth\n", "line 1: not a line of sha256sum"),
+        (f"{'0' * 64}  b.pth\n{'1' * 64}  ./b.pth\n", "line 2: another checksum of b.pth"),
+    ],
+)
+def test_what_is_no_file_of_checksums(run: Runner, home: Home, tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "sums").write_text(text)
+    done = run("cache", "verify", "--checksums", tmp_path / "sums")
+    assert done.code == 5 and says in done.err
 
 
 def test_ls(run: Runner, home: Home) -> None:

@@ -245,6 +245,12 @@ TABLE: dict[str, dict[str, Cell]] = {
         **{"dry-run": Works("cache prune --max-size 1kB --dry-run", (ID, "would be freed"))},
     ),
     "cache verify": _of_several("cache verify {}", all=NotMeant("verifies everything by itself")),
+    "cache checksums": _of_several(
+        "cache checksums {}",
+        all=NotMeant("exports everything by itself"),
+        folder=Refused("cache checksums -o folder/", "folder/ is a folder; name a file in it"),
+        stdout=Works("cache checksums -o -", (f"artefacts/{ID}/",)),
+    ),
     "registry validate": _of_one(
         "registry validate {}",
         glob=NotMeant("takes files, whose globs a shell resolves"),
@@ -317,6 +323,7 @@ BARE = {
         "cache ls",
         "cache path",
         "cache verify",
+        "cache checksums",
         "registry validate",
         "registry schema",
     ),
