@@ -125,7 +125,7 @@ FITTING: dict[str, tuple[Callable[[Tensors], object] | None, bool | str]] = {
     "further tensors": (with_a_detector, True),
     "no statistics": (without("moving_mean", "moving_variance"), False),
     "no position embedding": (without("relative_position"), "tiny-moat0 without position embedding, unlike"),
-    "ten classes": (of_ten_classes, "a head of 10 classes, but tiny-moat0-256 has 1,000"),
+    "ten classes": (of_ten_classes, "a head of 10 classes, but tiny-moat0-256 has a head of 1,000 classes"),
     "one tensor less": (
         without("block_01_01/expand_conv/kernel"),
         "a tensor missing or of another shape",

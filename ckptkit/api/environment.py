@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
@@ -29,6 +30,10 @@ BuiltInLayout = Literal["torch", "keras", "keras-h5", "deeplab2", "openmixup", "
 
 def workspace_of_environment(progress: Progress = seen_progress, mirrors: Sequence[str] = ()) -> Workspace:
     """Registries, cache and network rules as ``CKPTKIT_…`` variables say; notes go to the logger."""
+    if "://" in os.environ.get("CKPTKIT_REGISTRY", ""):
+        from ckptkit.store.registries import local_registries
+
+        local_registries((), mirrors=mirrors, notes=note, progress=progress)
     return Workspace(note=note, warn=warn, progress=progress, mirrors=mirrors)
 
 

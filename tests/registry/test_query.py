@@ -46,8 +46,16 @@ MOAT_UNDER_30M = {
         ({"setting": "deit iii"}, {"moganet-xt-256-deit3", "moganet-t-256-deit3"}),
         ({"ids": "moat?-224", "group": "strong"}, {"moat0-224", "moat1-224"}),
         ({"ids": ["moat3-512", "*-xl-224"]}, {"moat3-512", "moganet-xl-224"}),
-        ({"min_flops": "600G"}, {"moat4-512", "moat4-512-noposemb"}),
-        ({"max_flops": 0.8e9}, {"moganet-xt-224", "moganet-xt-160-rsba3", "moganet-xt-224-timm"}),
+        ({"min_flops": "600G", "family": "moat"}, {"moat4-512", "moat4-512-noposemb"}),
+        (
+            {"max_flops": 0.8e9, "setting": "*"},
+            {"moganet-xt-224", "moganet-xt-160-rsba3", "moganet-xt-224-timm"},
+        ),
+        (
+            {"task": "pose-*", "variant": "moganet-b", "metric": ["ap", "AR"], "max_flops": "11G"},
+            {"moganet-b-coco-pose-256x192"},
+        ),
+        ({"method": "cascade*", "metric": "mask_mAP", "setting": "MS 3x"}, {"moganet-s-coco-cascade-ms3x"}),
         ({"family": "no such"}, set()),
     ],
 )
@@ -127,4 +135,6 @@ def test_the_file_name_is_one_plain_part(urls: list[object], name: str, archive:
 def test_parameters_fall_back_on_the_exact_count() -> None:
     assert entry_of("https://a.org/m", exact_parameters=123).params == 123
     assert entry_of("https://a.org/m").params is None
-    assert entry_of("https://a.org/m", published_params="5.20M", exact_parameters=1).params == 5_200_000
+    assert entry_of("https://a.org/m", published_params="5.20M", exact_parameters=5_197_332).params == 5.2e6
+    # A figure that is far off is another model's.
+    assert entry_of("https://a.org/m", published_params="5.20M", exact_parameters=9_000_000).params == 9e6
