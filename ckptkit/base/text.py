@@ -333,3 +333,12 @@ def printed(text: str, stream: Literal["file", "terminal", "drawing"]) -> str:
     pieces = re.split(_OBEYED[stream], text)
     pieces[::2] = map(line, pieces[::2])
     return "".join(pieces)
+
+
+def spelled(name: str) -> str:
+    """A name without what people spell differently: case, hyphens, underscores, blanks.
+
+    >>> spelled("Top-1"), spelled("box_mAP")
+    ('top1', 'boxmap')
+    """
+    return name.strip().lower().replace("-", "").replace("_", "").replace(" ", "")

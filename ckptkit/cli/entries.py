@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from ckptkit.base.errors import UsageError
 from ckptkit.base.shown import Column
-from ckptkit.base.text import counted, csv_text, escaped, web_address
+from ckptkit.base.text import counted, csv_text, escaped, spelled, web_address
 from ckptkit.cli.output import Output
-from ckptkit.registry.schema import CLASSIFICATION, spelled
 
 if TYPE_CHECKING:
     from ckptkit.registry.schema import Entry
 
 UNKNOWN = "-"
+_CLASSIFICATION = "image-classification"
+"""As `ckptkit.registry.schema` has it, which the help does not load; a test compares the two."""
 _ON_A_PAGE = "–"
 
 
@@ -284,7 +285,7 @@ class Listing:
         """What tells entries of a task apart, and how good they are at it."""
         if self.chosen is not None:
             return list(self.chosen)
-        usual = task in ("", CLASSIFICATION)
+        usual = task in ("", _CLASSIFICATION)
         fields = [field_named(name) for name in (_IN_A_TABLE if usual else _OF_OTHER_TASKS)]
         if not usual:
             fields = [field for field in fields if not self._is_unknown(field)]
@@ -367,7 +368,7 @@ class Listing:
         fields, with_links = self._columns(_IN_A_PAGE), self.chosen is None
         if with_links:
             tasks = {item.row.task for item in self.items}
-            left_out = {"task"} if tasks <= {CLASSIFICATION} else set()
+            left_out = {"task"} if tasks <= {_CLASSIFICATION} else set()
             left_out |= set() if _metrics_of(self.items) else {"metrics"}
             fields = [
                 _RECIPE if field.key == "setting" else field for field in fields if field.key not in left_out
@@ -420,7 +421,7 @@ def _markdown_heading(key: _Group, items: Sequence[Listed]) -> str:
     parts = items[0].row.display_name.split("-")
     title = next((part for part in parts if part.lower() == family), family)
     embedding = None if pos_emb is None else f"{'with' if pos_emb else 'without'} position embedding"
-    work = None if task == CLASSIFICATION else task.replace("-", " ")
+    work = None if task == _CLASSIFICATION else task.replace("-", " ")
     shared = ", ".join(part for part in (title, group, work, method, embedding) if part)
     return f"{escaped(shared, 'markdown')} ({escaped(layout, 'markdown')} layout)"
 

@@ -25,7 +25,7 @@ from ckptkit.base import packages
 from ckptkit.base.checksums import ExpectedChecksum
 from ckptkit.base.parse import parse_count
 from ckptkit.base.shown import Piece, Shown
-from ckptkit.base.text import counted, human_bytes
+from ckptkit.base.text import counted, human_bytes, spelled
 from ckptkit.base.urls import Url
 
 SOURCE_SCHEMES = ("https", "http", "file", "s3", "gs", "az", "hf")
@@ -350,15 +350,6 @@ class Entry(Shown, BaseModel):
 
 _SLIP = 0.05
 """Part of the exact count by which a published one may be off; beyond it, it is another model's."""
-
-
-def spelled(name: str) -> str:
-    """A name without what people spell differently: case, hyphens, underscores, blanks.
-
-    >>> spelled("Top-1"), spelled("box_mAP")
-    ('top1', 'boxmap')
-    """
-    return name.strip().lower().replace("-", "").replace("_", "").replace(" ", "")
 
 
 SettingField = tuple[str, Any, str | None, str]

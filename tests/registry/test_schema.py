@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from ckptkit.cli.entries import _CLASSIFICATION
 from ckptkit.families.base import registry_families
-from ckptkit.registry.schema import Entry, json_schema
+from ckptkit.registry.schema import CLASSIFICATION, TASKS, Entry, json_schema
 from tests.support.entries import entry_of
 
 URL = "https://a.org/m.pth"
@@ -221,6 +222,10 @@ def test_a_detector_says_what_it_is_for_and_how_good_it_is() -> None:
     assert "167.2G as published, multiply-adds of one image of 1280×800" in text
     assert "box_mAP 39.7, as published, COCO 2017 val" in text
     assert "accuracy" not in text
+
+
+def test_a_task_that_is_not_given_is_the_one_that_lists_take_for_usual() -> None:
+    assert entry_of(URL).task == CLASSIFICATION == _CLASSIFICATION == TASKS[0]
 
 
 def test_an_entry_cannot_be_changed() -> None:

@@ -41,8 +41,7 @@ from ckptkit.analysis.plot.points import (
 )
 from ckptkit.base.errors import NotFoundError, UsageError, one_of
 from ckptkit.base.files import refuse_existing
-from ckptkit.base.text import counted, escaped
-from ckptkit.registry.schema import spelled
+from ckptkit.base.text import counted, escaped, spelled
 
 if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
