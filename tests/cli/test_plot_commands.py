@@ -43,7 +43,7 @@ def test_a_picture(run: Runner) -> None:
         (["--pretrain", "*22K*", "--min-flops", "600B"], ["moat4-512", "moat4-512-noposemb"]),
         (
             ["--variant", "moganet-xl", "--max-flops", "40G", "--min-params", "100M"],
-            ["moganet-xl-224", "moganet-xl-224-timm"],
+            ["moganet-xl-224", "moganet-xl-224-timm", "moganet-xl-mmpretrain"],
         ),
         (["--max-top1", "75"], ["moganet-xt-160-rsba3"]),
     ],
@@ -63,10 +63,32 @@ def test_what_is_left_out_is_said(run: Runner) -> None:
     result = run(
         "plot", "moganet-s-*", "-o", "a.html", "--y", "top5", "--x", "flops", "--linear", "--no-pareto"
     )
-    assert "2 entries are not shown: no published top-5 accuracy\n" in result.err
-    assert "2 entries at 1 point" in result.err
+    assert "1 entry is not shown: no published top-5 accuracy\n" in result.err
+    assert "4 entries at 3 points" in result.err
     start = check_page(Path("a.html").read_text()).data["start"]
     assert start == {"x": "flops", "y": "top5", "log": False, "labels": True, "pareto": False}
+
+
+@pytest.mark.parametrize("y", ["box_mAP", "box-map", "BOXMAP"])
+def test_any_published_metric(run: Runner, y: str) -> None:
+    result = run("plot", "moganet-[xb]*", "--y", y, "-o", "a.html")
+    assert (result.code, result.err) == (0, "6 entries at 6 points\n")  # classifiers are not missed
+    data = check_page(Path("a.html").read_text(encoding="utf-8")).data
+    assert data["start"]["y"] == "box_mAP" and data["axes"]["box_mAP"] == "box_mAP, COCO 2017 val"
+    assert {entry["id"]: entry["box_mAP"] for entry in data["entries"]} == {
+        "moganet-xt-coco-retinanet-1x": 39.7,
+        "moganet-b-coco-retinanet-1x": 47.7,
+        "moganet-xt-coco-maskrcnn-1x": 40.7,
+        "moganet-b-coco-maskrcnn-1x": 49.0,
+        "moganet-b-coco-maskrcnn-ms3x": 50.3,
+        "moganet-b-coco-cascade-giou-ms3x": 52.6,
+    }
+    assert [series["words"] for series in data["series"]][:2] == ["RetinaNet, 1x", "Mask R-CNN, 1x"]
+
+
+def test_a_metric_that_nobody_has(run: Runner) -> None:
+    result = run("plot", "moat*", "--y", "box_mAP", "-o", "a.html")
+    assert result.code == 2 and "top1, top5" in result.err and not Path("a.html").exists()
 
 
 def test_points_without_room_for_a_label_are_counted(run: Runner) -> None:

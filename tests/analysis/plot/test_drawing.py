@@ -17,7 +17,7 @@ mpl = pytest.importorskip("matplotlib")
 from ckptkit.analysis.drawing import drawing  # noqa: E402
 from ckptkit.analysis.plot import figure as figure_module  # noqa: E402
 from ckptkit.analysis.plot.figure import Row, draw, fitted, legend_rows  # noqa: E402
-from ckptkit.analysis.plot.points import X_MEASURES, Y_MEASURES, FigureOptions, Points, collect  # noqa: E402
+from ckptkit.analysis.plot.points import X_MEASURES, Y_MEASURES, FigureOptions, Points, collect, y_measures  # noqa: E402
 from ckptkit.registry.schema import Entry  # noqa: E402
 from tests.support.entries import entry_of  # noqa: E402
 from tests.support.figures import Picture, overlap  # noqa: E402
@@ -27,6 +27,7 @@ EVERYTHING = tuple(published().find(task="image-classification"))
 ALL = tuple(entry for entry in EVERYTHING if entry.group != "mmpretrain")
 """Each model once or twice; that group has the same models again, a little off the others."""
 DETECTORS = tuple(published().find(metric="box_mAP"))
+POSES = tuple(published().find(metric="AP"))
 MOAT = tuple(entry for entry in ALL if entry.family == "moat")
 MOGANET = tuple(entry for entry in ALL if entry.family == "moganet")
 
@@ -75,6 +76,18 @@ def test_the_registry(entries: tuple[Entry, ...], x: str, y: str) -> None:
     picture, points, unlabelled = drawn(entries, x, y)
     assert unlabelled <= (7 if entries is ALL else 3)
     check(picture, points, unlabelled)
+
+
+@pytest.mark.parametrize(("entries", "metric"), [(DETECTORS, "box_mAP"), (POSES, "AP"), (EVERYTHING, "top1")])
+def test_other_metrics_and_every_publication(entries: tuple[Entry, ...], metric: str) -> None:
+    x, y = X_MEASURES["params"], y_measures(entries)[metric]
+    points = collect(entries, x, y)
+    figure, unlabelled = draw(points, x, y, FigureOptions(dpi=100))
+    check(Picture(figure), points, unlabelled)
+    assert unlabelled <= len(points.points) / 4
+    assert len({series.fill for series in points.series if series.family == "moganet"}) == len(
+        [series for series in points.series if series.family == "moganet"]
+    )
 
 
 @pytest.mark.parametrize("seed", range(20))
