@@ -16,17 +16,18 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
-from tests.conftest import REPOSITORY
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 _SERVER = r"""
 import atexit, gc, importlib, json, os, runpy, select, socket, sys, traceback
 
+listener = socket.socket(fileno=int(sys.argv[1]))
 for place in sys.argv[2:]:
     module, _, function = place.partition(":")
     try:
@@ -37,7 +38,6 @@ for place in sys.argv[2:]:
         getattr(found, function)()
 gc.collect()
 gc.freeze()
-listener = socket.socket(fileno=int(sys.argv[1]))
 
 
 def run(words):
@@ -145,6 +145,49 @@ class Program:
                 os.kill(self.pid, signal.SIGKILL)
 
 
+def start(
+    address: str,
+    command: Sequence[str | Path],
+    *,
+    stdin: Any = None,
+    stdout: Any = None,
+    stderr: Any = None,
+    cwd: Path | str | None = None,
+    env: Mapping[str, str] | None = None,
+    start_new_session: bool = False,
+) -> Program:
+    """Start Python with ``-c``, ``-m`` or a file; see `subprocess.Popen`."""
+    python, *words = map(str, command)
+    assert python == sys.executable
+    given: list[int] = []
+    ours: list[BinaryIO | None] = []
+    for number, asked in enumerate((stdin, stdout, stderr)):
+        mine = None
+        if asked == subprocess.PIPE:
+            reading, writing = os.pipe()
+            given.append(writing if number else reading)
+            mine = os.fdopen(reading, "rb") if number else os.fdopen(writing, "wb")
+        elif asked == subprocess.STDOUT:
+            given.append(os.dup(given[1]))
+        elif asked is None or asked == subprocess.DEVNULL:
+            given.append(os.open(os.devnull, os.O_RDWR))
+        else:
+            given.append(os.dup(asked if isinstance(asked, int) else asked.fileno()))
+        ours.append(mine)
+    request = {
+        "words": words,
+        "cwd": str(cwd or Path.cwd()),
+        "env": dict(os.environ if env is None else env),
+        "session": start_new_session,
+    }
+    asking = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    asking.connect(address)
+    socket.send_fds(asking, [json.dumps(request).encode()], given)
+    for stream in given:
+        os.close(stream)
+    return Program(words, ours[0], ours[1], asking)
+
+
 class Preloaded:
     """Starts programs that have imported these modules, or called these functions (``module:function``)."""
 
@@ -164,51 +207,9 @@ class Preloaded:
                 cwd=REPOSITORY,
             )
 
-    def popen(
-        self,
-        command: Sequence[str | Path],
-        *,
-        stdin: Any = None,
-        stdout: Any = None,
-        stderr: Any = None,
-        cwd: Path | str | None = None,
-        env: Mapping[str, str] | None = None,
-        start_new_session: bool = False,
-    ) -> Program:
-        """Start Python with ``-c``, ``-m`` or a file; see `subprocess.Popen`."""
-        python, *words = map(str, command)
-        assert python == sys.executable
-        given: list[int] = []
-        ours: list[BinaryIO | None] = []
-        for number, asked in enumerate((stdin, stdout, stderr)):
-            mine = None
-            if asked == subprocess.PIPE:
-                reading, writing = os.pipe()
-                given.append(writing if number else reading)
-                mine = os.fdopen(reading, "rb") if number else os.fdopen(writing, "wb")
-            elif asked == subprocess.STDOUT:
-                given.append(os.dup(given[1]))
-            elif asked is None or asked == subprocess.DEVNULL:
-                given.append(os.open(os.devnull, os.O_RDWR))
-            else:
-                given.append(os.dup(asked if isinstance(asked, int) else asked.fileno()))
-            ours.append(mine)
-        request = {
-            "words": words,
-            "cwd": str(cwd or Path.cwd()),
-            "env": dict(os.environ if env is None else env),
-            "session": start_new_session,
-        }
-        asking = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        asking.connect(self.address)
-        socket.send_fds(asking, [json.dumps(request).encode()], given)
-        for stream in given:
-            os.close(stream)
-        return Program(words, ours[0], ours[1], asking)
-
 
 of = cache(Preloaded)
-FRAMEWORKS = ("torch", "tensorflow", "keras")
+FRAMEWORKS = ("torch", "tensorflow", "keras", "tests.support.preloaded:start_forks_here_too")
 CONVERSION = ("numpy", "ckptkit.cli.convert_commands", "ckptkit.convert.execution", "ckptkit.models.synth")
 
 
@@ -217,8 +218,21 @@ def preloaded(*modules: str) -> SimpleNamespace:
 
     The process that imports them starts when it is needed first, and ends with this one.
     """
+    return _in_place(lambda *given, **more: start(of(*modules).address, *given, **more))
+
+
+def _in_place(popen: Callable[..., Program]) -> SimpleNamespace:
     kept = {name: getattr(subprocess, name) for name in ("PIPE", "STDOUT", "DEVNULL", "TimeoutExpired")}
-    return SimpleNamespace(Popen=lambda *given, **more: of(*modules).popen(*given, **more), **kept)
+    return SimpleNamespace(Popen=popen, **kept)
+
+
+def start_forks_here_too() -> None:
+    """In the process that forks: models that its programs run in processes of their own are forks of it."""
+    import __main__
+    from ckptkit.parity import process
+
+    address = __main__.listener.getsockname()
+    process.subprocess = _in_place(lambda *given, **more: start(address, *given, **more))  # type: ignore[assignment]
 
 
 def run(
@@ -233,7 +247,7 @@ def run(
             command, cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        program = of(*modules).popen(command, stdout=out, stderr=err, cwd=folder, env=environment)
+        program = start(of(*modules).address, command, stdout=out, stderr=err, cwd=folder, env=environment)
         try:
             program.wait(300)
         finally:
