@@ -117,6 +117,7 @@ _EXPORTED = (
     "save its weights: python: import torch; "
     'torch.save(torch.export.load({path}).state_dict, {path} + ".pth")'
 )
+_PACKAGE = "load it with torch.package.PackageImporter and save its state_dict with torch.save"
 _ORBAX_RESTORED = (
     "save it by name: python: import numpy, orbax.checkpoint as o; numpy.savez({npz}, "
     '**o.utils.to_flat_dict(o.PyTreeCheckpointer().restore({absolute}), sep="/"))'
@@ -186,6 +187,7 @@ _CONTAINERS: _Table = (
 
 _ZIPS = (
     (r".*/archive_format", "a program saved by torch.export", _EXPORTED),
+    (r".*/\.data/extern_modules", "a torch.package archive", _PACKAGE),
     (r"MAR-INF/MANIFEST\.json", "a TorchServe archive", _UNZIP),
     (r"schema\.json", "a skops file (scikit-learn)", _by_hand("skops")),
     (r"\[Content_Types\]\.xml", "an Office document", _CHECK),

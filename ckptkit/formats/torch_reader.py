@@ -9,15 +9,13 @@ the state dict is found, and its tensors are handed out. Sources: ``torch/serial
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import re
-import shlex
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -33,6 +31,7 @@ from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
 from ckptkit.formats.pickle_machine import Inert, PersistentLoad, PickleMachine, no_persistent_ids
 from ckptkit.formats.readers import MappedReader, whole_bytes
 from ckptkit.formats.tar import TAR_BLOCK, members_in_place
+from ckptkit.formats.torch_modules import Modules, script_attributes
 from ckptkit.formats.torch_pickle import (
     TORCH_DTYPES,
     TORCH_HANDLERS,
@@ -57,6 +56,7 @@ _LEGACY_HEAD_BYTES = 64
 _LEGACY_PROTOCOL = 1001
 METADATA_RECORD = "ckptkit.json"
 MAX_METADATA_BYTES = 1 << 20
+_MAX_SOURCE_BYTES = 16 << 20
 _MAX_RECORDS = 1_000_000
 _MAX_DIGITS = 30
 _MAX_FILES = 20_000  # a process may have 65,530 maps
@@ -90,6 +90,8 @@ class _Contents:
     metadata: Mapping[str, str] = field(default_factory=dict)
     big_endian: bool = False  # whether each element's bytes in the storages run the other way
     kind: str = ""  # what the file is where torch.save did not write it
+    notes: tuple[str, ...] = ()
+    beside: Mapping[str, object] = field(default_factory=dict)  # attributes that are not of a state dict
     members: CheckedMembers | None = None  # of a zip archive
 
 
@@ -159,10 +161,20 @@ class _Stream:
 
 
 def _load(stream: _Stream) -> _Contents:
-    """Tell the container by its first bytes and read it."""
+    """What a file holds, with the state dicts of modules in their places."""
+    attributes: dict[str, tuple[str, ...]] = {}
+    contents = _load_container(stream, attributes)
+    modules = Modules(stream.file.fault, attributes)
+    root = modules.replaced(contents.root)
+    notes = (*contents.notes, *modules.notes())
+    return replace(contents, root=root, notes=notes, beside=modules.others)
+
+
+def _load_container(stream: _Stream, attributes: dict[str, tuple[str, ...]]) -> _Contents:
+    """Tell the container by its first bytes and read it; ``attributes`` get those of scripted modules."""
     file = stream.file
     if file.data[:2] == b"PK":
-        return _load_zip(stream)
+        return _load_zip(stream, attributes)
     if file.data[:1] in (b"\x80", b"L") and (start := _legacy_start(file)):
         return _load_legacy(stream.within(start, file.size - start))
     if file.size >= TAR_BLOCK and file.data[257:262] == b"ustar":
@@ -204,7 +216,7 @@ def _running(path: Path, would_run: Mapping[str, None], kind: str = "") -> Forma
 # -- zip archive (torch >= 1.6), or what unzipping it leaves ------------------------------------------------
 
 
-def _load_zip(stream: _Stream) -> _Contents:
+def _load_zip(stream: _Stream, attributes: dict[str, tuple[str, ...]]) -> _Contents:
     file = stream.file
     directory = read_directory(file)
     entries = directory.entries
@@ -232,7 +244,34 @@ def _load_zip(stream: _Stream) -> _Contents:
     }
     pickle = _stored_extent(file, entries[root + "data.pkl"])
     members.require(entries[root + "data.pkl"])
-    return _from_records(stream.within(pickle.offset, pickle.nbytes), file.path, record, storages, members)
+    contents = _from_records(
+        stream.within(pickle.offset, pickle.nbytes), file.path, record, storages, members
+    )
+    if root + "constants.pkl" not in entries:
+        return contents
+    attributes.update(script_attributes(_sources(file, entries, members, root)))
+    constants = sum(name.startswith(root + "constants/") for name in entries)
+    told = f"{counted(constants, 'constant')} of its code {'is' if constants == 1 else 'are'} not read"
+    return replace(contents, notes=(told,)) if constants else contents
+
+
+def _sources(
+    file: MappedFile, entries: Mapping[str, ZipEntry], members: CheckedMembers, root: str
+) -> Iterator[tuple[str, str]]:
+    """The modules of a TorchScript archive's code, by name, and their texts."""
+    left = _MAX_SOURCE_BYTES
+    for name, entry in entries.items():
+        if name.startswith(root + "code/") and name.endswith(".py"):
+            left -= entry.size
+            if left < 0:
+                raise file.fault(f"more than {_MAX_SOURCE_BYTES:,} bytes of code")
+            if entry.method == STORED:
+                members.require(entry)
+                text = file.data[entry.offset : entry.offset + entry.size]
+            else:
+                text = b"".join(members.inflated(entry))
+            module = name.removeprefix(root + "code/").removesuffix(".py").replace("/", ".")
+            yield module, text.decode("utf-8", "replace")
 
 
 def _root_of(path: Path, names: Sequence[str]) -> str:
@@ -247,11 +286,6 @@ def _root_of(path: Path, names: Sequence[str]) -> str:
     root = pickles[0].removesuffix("data.pkl")
     if not names[0].startswith(root):  # which is where torch takes the folder's name from
         raise FormatError(path, f"a zip archive whose first entry is not in {root!r}, as torch expects")
-    if root + "constants.pkl" in names:
-        code = f"import torch; torch.save(torch.jit.load({json.dumps(str(path))}).state_dict(), "
-        code += f"{json.dumps(f'{path}.pth')})"
-        hint = f"save its weights: python -c {shlex.quote(code)}"
-        raise FormatError(path, "is a TorchScript archive", hint=hint)
     return root
 
 
@@ -336,7 +370,9 @@ def _load_legacy(stream: _Stream) -> _Contents:
         )
     sizes: dict[str, int] = {}
 
-    def storage(identifier: object) -> StorageRef:
+    def storage(identifier: object) -> object:
+        if isinstance(identifier, tuple) and len(identifier) == 4 and identifier[0] == "module":
+            return identifier[1]  # (…, class, file, source): code saved beside a module
         found = parse_storage(identifier)
         # The stream does not say how long an element is; the pickle, which comes first, does.
         known = DTYPES.get(found.dtype) if found.dtype else DTYPES["uint8"]
@@ -484,6 +520,7 @@ class TorchFile:
         self.root, self.metadata, self.kind = contents.root, contents.metadata, contents.kind
         self._storages, self._big_endian = contents.storages, contents.big_endian
         self._members = contents.members
+        self.told, self.beside = contents.notes, contents.beside
         self._met: dict[tuple[str, int], DType] = {}
 
     @contextlib.contextmanager
@@ -728,7 +765,8 @@ class TorchReader(StateDictReader):
         with self._torch.running():
             table = self._find(self._torch.root, self._torch.kind)
         self.metadata: Mapping[str, str] = self._torch.metadata
-        self.notes += self._torch.note_running()
+        self.notes += [*self._torch.told, *self._torch.note_running()]
+        self._beside.update(self._torch.beside)
         self._take(self._values(table))
         self._torch.refuse_expansion(sum(self.specs[name].nbytes for name in self._tensors))
 

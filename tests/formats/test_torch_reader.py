@@ -8,7 +8,6 @@ import contextlib
 import json
 import pickle
 import re
-import shlex
 import struct
 import tracemalloc
 import warnings
@@ -478,20 +477,6 @@ def test_tensors_of_other_devices(tmp_path: Path) -> None:
 # -- what is no state dict -----------------------------------------------------------------------------------
 
 
-def test_a_whole_model_is_named_as_such(torch: Any, tmp_path: Path) -> None:
-    torch.save(torch.nn.Linear(2, 2), tmp_path / "m.pth")
-    with pytest.raises(FormatError, match=r"whole pickled object \(torch.nn.modules.linear.Linear"):
-        TorchReader(tmp_path / "m.pth")
-
-
-def test_torchscript_is_named_as_such(torch: Any, tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / "m.pt"))
-    with pytest.raises(FormatError, match="TorchScript"):
-        TorchReader(tmp_path / "m.pt")
-
-
 @pytest.mark.parametrize(
     ("value", "said"), [([1, 2], "only \\[1, 2\\]"), ({"epoch": 3}, "only {epoch: 3}"), (3, "only 3")]
 )
@@ -845,18 +830,6 @@ def test_bad_folders(tmp_path: Path, kind: str) -> None:
         open_reader(folder)
     assert said in str(caught.value)
     assert str(folder) in str(caught.value)
-
-
-def test_a_torch_script_archive_gives_its_weights(torch: Any, tmp_path: Path) -> None:
-    model = torch.nn.Linear(2, 3)
-    torch.jit.script(model).save(str(tmp_path / "m.pt"))
-    with pytest.raises(FormatError, match="is a TorchScript archive") as caught:
-        open_reader(tmp_path / "m.pt")
-    *_, interpreter, flag, code = shlex.split(caught.value.hint or "")
-    assert (interpreter, flag) == ("python", "-c")
-    exec(code, {})
-    with open_reader(tmp_path / "m.pt.pth") as reader:
-        assert reader.read("weight").tolist() == model.weight.tolist()
 
 
 # -- archives that torch would read in another way -----------------------------------------------------------

@@ -134,6 +134,29 @@ def _torch_zip() -> Iterator[Seed]:
     yield Seed("torch-zip", "written by ckptkit", ours, "m.pth", layers)
 
 
+def _torch_module() -> Iterator[Seed]:
+    """A whole pickled module, and a scripted one with its code."""
+    from tests.support.torch_files import TENSOR, call, table, text
+
+    def pickled(kind: str, **modules: bytes) -> bytes:
+        passing = text("_non_persistent_buffers_set") + b"]" + text("passing") + b"a"
+        buffers = text("_buffers") + table(mean=TENSOR, passing=TENSOR)
+        held = text("_parameters") + table(weight=TENSOR, none=b"N") + text("_modules") + table(**modules)
+        return call("nobody.has", kind) + b"}(" + held + buffers + passing + b"ub"
+
+    inner = call("__torch__", "Inner") + table(bias=TENSOR) + b"b"
+    scripted = call("__torch__", "Net") + table(weight=TENSOR, mere=TENSOR, inner=inner) + b"b"
+    code = b'class Net(Module):\n  __parameters__ = ["weight", ]\n  __buffers__ = []\n'
+    for name, made in {"pickled": pickled("Net", a=pickled("A"), b=b"N"), "scripted": scripted}.items():
+        members = {"archive/data.pkl": torch_files.whole(made), "archive/data/0": torch_files.STORAGE}
+        if name == "scripted":
+            members |= {"archive/constants.pkl": b"\x80\x02).", "archive/code/__torch__.py": code}
+        raw = stored_zip(members)
+        layers = member_layers("m.pth", members, stored_zip, {"archive/data.pkl": "pickle"})
+        layers += [*[layers[0]] * 3, *raw_layers({"m.pth": raw})]
+        yield Seed("torch-module", name, {"m.pth": raw}, "m.pth", layers)
+
+
 _ZIPS: tuple[Callable[[Mapping[str, bytes]], bytes], ...] = (
     stored_zip,
     functools.partial(zipped, method=zipfile.ZIP_STORED, zip64=True),
@@ -340,6 +363,7 @@ _MAKERS: Mapping[str, Callable[[], Iterator[Seed]]] = {
     "tf": tf_seeds,
     "tar.gz": _tar_gz,
     "torch-zip": _torch_zip,
+    "torch-module": _torch_module,
     "torch-legacy": _torch_legacy,
     "torch-tar": _torch_tar,
     "safetensors": _safetensors,
