@@ -5,7 +5,7 @@
 Both sides are whole processes, run in turn in one session on the same file with the page cache warm:
 `ckptkit convert --layout as-is` (result synced, read back and compared), and a script that reads the file
 with flax or onnx and calls `safetensors.numpy.save_file`. The files have the shapes of a published model;
-flax and onnx themselves write them. Medians and their ratio are printed; peak resident memory is the child's own.
+flax and onnx themselves write them. Medians and their ratio are printed; peak memory is the child's own.
 """
 
 from __future__ import annotations
