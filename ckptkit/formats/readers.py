@@ -150,6 +150,7 @@ class SpanReader(MappedReader):
         self.left_out: dict[str, str] = {}
         self._also: dict[str, str] = {}
         self._spans: dict[str, tuple[Span, ...]] = {}
+        self._walked = 0
         super().__init__(path)
 
     def add(self, name: str, dtype: DType, shape: Sequence[int], spans: Sequence[Span] | None) -> None:
@@ -166,6 +167,15 @@ class SpanReader(MappedReader):
         self.specs[name] = spec
         if spans is not None:
             self._spans[name] = tuple(span for span in spans if span.nbytes)
+            self._let_go(
+                max((span.offset + span.nbytes for span in spans if span.file is self._file), default=0)
+            )
+
+    def _let_go(self, stop: int) -> None:
+        """Give back the pages gone over so far: a look at one may have mapped 2 MB around it."""
+        if stop > self._walked:
+            self._file.release(self._walked, stop - self._walked)
+            self._walked = stop
 
     def refuse_twice(self, name: str) -> None:
         """Refuse a name that a tensor has already."""
