@@ -528,11 +528,14 @@ class DcpReader(StateDictReader):
         """What was saved, with as many of its values as are worth reading."""
         left = iter(range(_MAX_OBJECTS))
 
-        def resolved(value: object) -> object:
+        def shown(value: object) -> object:
             if isinstance(value, dict):
-                return {key: resolved(inner) for key, inner in value.items()}
+                return {key: shown(inner) for key, inner in value.items()}
             if not isinstance(value, StoredObject):
                 return value
-            return GlobalName("…") if next(left, None) is None else self._object(value)
+            try:
+                return GlobalName("…") if next(left, None) is None else self._object(value)
+            except FormatError as error:  # `check_rest` says it
+                return GlobalName(f"damaged ({error.reason})")
 
-        return resolved(self._root)
+        return shown(self._root)

@@ -350,6 +350,16 @@ def test_damage_of_what_is_not_the_model(tmp_path: Path) -> None:
             reader.check_rest()
 
 
+def test_a_damaged_value_beside_the_model_is_listed_as_such(tmp_path: Path) -> None:
+    made = Dcp(paths={"model.w": path("model", "w"), "epoch": path("epoch")})
+    made.add("model.w", W)
+    made.objects["epoch"] = saved(whole(number(3)))[:-5]
+    with open_reader(made.write(tmp_path)) as reader:
+        assert reader.also["epoch"].startswith("damaged (a value: a zip archive without its end")
+        with pytest.raises(FormatError, match="without its end"):
+            reader.check_rest()
+
+
 @pytest.mark.parametrize("where", ["metadata", "a value", "a chunk"])
 def test_nothing_in_it_runs(simple: Dcp, tmp_path: Path, where: str) -> None:
     canary = tmp_path / "canary"

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ckptkit.formats import protobuf_wire
+from tests.fuzz.distributed_seeds import DISTRIBUTED
 from tests.fuzz.hdf5_seeds import keras_seeds
 from tests.fuzz.layers import (
     Layer,
@@ -373,6 +374,7 @@ _MAKERS: Mapping[str, Callable[[], Iterator[Seed]]] = {
     "flax": _flax,
     "onnx": _onnx,
     "gguf": _gguf,
+    **DISTRIBUTED,
     **OTHERS,
 }
 FORMATS = tuple(_MAKERS)

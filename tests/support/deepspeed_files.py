@@ -41,6 +41,7 @@ class TorchSave:
         with zipfile.ZipFile(raw, "w") as archive:
             records = {"data.pkl": whole(fragment), "byteorder": b"little"}
             records |= {f"data/{key}": held for key, held in enumerate(self._storages)}
+            records["version"] = b"3\n"
             for key, held in records.items():
                 archive.writestr(zipfile.ZipInfo(f"archive/{key}", (1980, 1, 1, 0, 0, 0)), held)
         return raw.getvalue()
