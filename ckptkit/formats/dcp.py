@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise, product
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from ckptkit.base.budget import LIMITS
@@ -28,6 +28,7 @@ from ckptkit.formats.json_text import parse_metadata
 from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile, MappedPart
 from ckptkit.formats.pickle_machine import GlobalName, Inert
 from ckptkit.formats.readers import whole_bytes
+from ckptkit.formats.shards import is_plain_name
 from ckptkit.formats.torch_pickle import (
     TORCH_DTYPES,
     PickledArray,
@@ -172,7 +173,7 @@ def _places(stored: Mapping[object, object]) -> dict[str, dict[tuple[int, ...] |
             raise ValueError(
                 f"holds data packed by {describe(transforms, 80)}, which ckptkit does not unpack"
             )
-        if file not in files and not _is_plain_name(file):
+        if file not in files and not (is_plain_name(file) and file.isprintable() and file != METADATA):
             raise ValueError(
                 f"places {describe(name, 200)} in {describe(file, 200)}, which is not a file name"
             )
@@ -187,12 +188,6 @@ def _places(stored: Mapping[object, object]) -> dict[str, dict[tuple[int, ...] |
         if len(files) > _MAX_FILES:
             raise ValueError(f"names more than {_MAX_FILES:,} files")
     return places
-
-
-def _is_plain_name(name: str) -> bool:
-    """Whether a name stays in its folder on every system."""
-    plain = PurePosixPath(name).name == name and PureWindowsPath(name).name == name
-    return plain and name.isprintable() and name != METADATA
 
 
 def _axes(value: object) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ import contextlib
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -316,6 +316,11 @@ class DeepSpeedReader(MappedReader):
     def same(self) -> Mapping[str, str]:
         """Tensors that are others under a second name."""
         return self._shared
+
+    @property
+    def overlapping(self) -> Sequence[str]:
+        """The same tensors, whose bytes are those of others."""
+        return [*self._shared]
 
     @cached_property
     def extras(self) -> Mapping[str, str]:

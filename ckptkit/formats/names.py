@@ -41,6 +41,7 @@ _NEVER: Mapping[str, tuple[str, str]] = {
     ".weights.json": ("the index of a checkpoint in shards, which --max-shard-size writes", "keras"),
     ".index": ("one file of a TensorFlow checkpoint, which goes by its prefix", "tf"),
     ".index.json": ("the index of a checkpoint in shards, which --max-shard-size writes", DEFAULT_FORMAT),
+    ".distcp": ("one file of a torch.distributed checkpoint, which goes by its folder", "dcp"),
     ".npy": ("a single array", "npz"),
     ".onnx": (_GRAPHS, ""),
     ".pb": (_GRAPHS, ""),

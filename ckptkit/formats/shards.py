@@ -95,7 +95,9 @@ def read_index(path: Path) -> dict[str, set[str]]:
                     "is the index of a TensorFlow model of transformers, in shards",
                     hint="take its safetensors or PyTorch files, or save it again with transformers before 5",
                 )
-            if not isinstance(shard, str) or not (shard in shards or _is_plain_name(shard)):
+            if not isinstance(shard, str) or not (
+                shard in shards or (shard.endswith(_SHARD_ENDINGS) and is_plain_name(shard))
+            ):
                 raise FormatError(path, f"places {name!r} in {shard!r}, which is not the name of a shard")
             shards.setdefault(shard, set()).add(name)
     if len(shards) > _MAX_SHARDS:
@@ -103,11 +105,10 @@ def read_index(path: Path) -> dict[str, set[str]]:
     return shards
 
 
-def _is_plain_name(name: str) -> bool:
+def is_plain_name(name: str) -> bool:
     """Whether a name stays in its folder on every system."""
     return (
-        name.endswith(_SHARD_ENDINGS)
-        and len(os.fsencode(name)) <= _MAX_NAME_BYTES
+        len(os.fsencode(name)) <= _MAX_NAME_BYTES
         and "\0" not in name
         and PurePosixPath(name).name == name
         and PureWindowsPath(name).name == name

@@ -92,6 +92,11 @@ def test_convert_to_several_files_puts_what_leads_to_them_last(
     refused = ckptkit("convert", source, "--to", "tf", "-o", "gs://bucket/tf/new.ckpt")
     assert refused.code == 2 and "new.ckpt.data-00000-of-00001 exists already" in refused.err
     assert put == ["tf/new.ckpt.data-00000-of-00001", "tf/new.ckpt.index"]
+    put.clear()
+    done = ckptkit("convert", source, "-o", "gs://bucket/d/new.dcp")
+    assert done.out == "gs://bucket/d/new.dcp\n"
+    assert put == [f"d/new.dcp/{name}" for name in ("__0_0.distcp", "ckptkit.json", ".metadata")]
+    assert ckptkit("convert", source, "-o", "gs://bucket/d/new.dcp").code == 2
 
 
 def test_dry_runs_ask_and_write_nothing(ckptkit: Runner, objects: Any, source: Path) -> None:

@@ -307,6 +307,7 @@ REFUSED: dict[str, tuple[Callable[[Dcp], None], str]] = {
     "a file above": (_elsewhere("../x.distcp"), "which is not a file name"),
     "an absolute file": (_elsewhere("/etc/passwd"), "which is not a file name"),
     "a file of Windows": (_elsewhere("C:x"), "which is not a file name"),
+    "a long file name": (_elsewhere("x" * 300), "which is not a file name"),
     "the metadata": (_elsewhere(".metadata"), "which is not a file name"),
     "a missing file": (_elsewhere("__9_0.distcp"), "its file __9_0.distcp is missing"),
     "shared bytes": (_shared, "two tensors or values share bytes of it"),

@@ -73,6 +73,7 @@ def test_every_stage(tmp_path: Path, stage: int, ranks: int, by: str) -> None:
             reader.release(name)
             assert reader.read(name).tobytes() == array.tobytes()
         assert reader.same == {"tied": "b.weight"}
+        assert reader.overlapping == ["tied"]
         assert reader.extras["global_steps"] == "5"
         assert reader.also["optimizer"] == f"the state of {ranks} rank{'s' * (ranks > 1)}"
         assert reader.notes == [] and reader.left_out == {}
