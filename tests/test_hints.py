@@ -446,6 +446,7 @@ SITUATIONS: Mapping[str, Situation] = {
         then="registry add new https://example.org/m.pth --checkpoint moat.pth --file own.yaml",
     ),
     "checksums of what was never fetched": Situation("cache checksums moat0-224", then="list moat0-224"),
+    "a synthetic detector": Situation("synth moganet-xt-coco-retinanet-1x -o detector.pth"),
     "a metric without a number": Situation(
         "registry add new https://example.org/m.pth --checkpoint moat.pth --metric mIoU=high --file own.yaml",
         then="registry add new https://example.org/m.pth --checkpoint moat.pth --metric box_mAP=39.7 "

@@ -15,8 +15,9 @@ from ckptkit.base.parse import is_glob, parse_age, parse_bytes
 from ckptkit.base.shown import Column
 from ckptkit.base.text import counted, human_bytes
 from ckptkit.cli.completion import complete_fetched
-from ckptkit.cli.options import State, file_to_write, state_of, usage_of
+from ckptkit.cli.options import State, state_of, usage_of
 from ckptkit.cli.output import ExitCode
+from ckptkit.cli.remote_output import one_file
 
 if TYPE_CHECKING:
     from ckptkit.base.checksums import ExpectedChecksum
@@ -192,8 +193,10 @@ def checksums_command(
         typer.Argument(metavar="[ID…]", help="Ids, or globs on them; default: all of the lock file."),
     ] = None,
     output: Annotated[
-        Path | None,
-        file_to_write("--output", "-o", metavar="FILE", help="Write to this file instead of printing."),
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write to this file instead of printing; - prints."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
 ) -> None:
@@ -220,16 +223,13 @@ def checksums_command(
             )
     chosen = [id for id in sorted(entries) if not ids or any(fnmatchcase(id, one) for one in ids)]
     lines = checksum_lines(entries, chosen)
-    if output is not None:
-        with StagedFile(output, force=force) as file:
+    path = one_file(output)
+    if path is not None:
+        with StagedFile(path, force=force) as file:
             file.append("".join(f"{line}\n" for line in lines).encode())
             file.commit()
-    result = {
-        "lock_file": str(trust.path),
-        "checksums": lines,
-        "path": None if output is None else str(output),
-    }
-    state.output.result(result, *(lines if output is None else [str(output)]))
+    result = {"lock_file": str(trust.path), "checksums": lines, "path": path and str(path)}
+    state.output.result(result, *(lines if path is None else [str(path)]))
     state.output.note(f"{counted(len(lines), 'checksum')} of {counted(len(chosen), 'entry')}")
 
 

@@ -100,7 +100,9 @@ def entry_of_figures(source: ModelSource, config: ModelConfig) -> Entry | None:
     at the resolution it was evaluated at.
     """
     entry = source.entry
-    if entry is None or config.synthetic or config.num_classes != len(imagenet_classes()):
+    if entry is None or config.synthetic or entry.serves != "whole":
+        return None
+    if config.num_classes != (entry.num_classes or len(imagenet_classes())):
         return None
     copy = config.provenance.get("weights")
     if entry.weights is not None and copy is not None and copy != entry.weights:
@@ -250,6 +252,10 @@ def _input(source: ModelSource, config: ModelConfig) -> str:
     )
 
 
+def _measured(name: str, entry: Entry) -> str:
+    return f"{name}, {entry.dataset}" if entry.dataset else name
+
+
 def _figures(source: ModelSource, config: ModelConfig) -> list[str]:
     """Return the published figures; no section where there are none."""
     entry = entry_of_figures(source, config)
@@ -258,6 +264,7 @@ def _figures(source: ModelSource, config: ModelConfig) -> list[str]:
     rows = [
         ("ImageNet-1K top-1", _percent(entry.published_top1)),
         ("ImageNet-1K top-5", _percent(entry.published_top5)),
+        *((_measured(name, entry), str(value)) for name, value in entry.metrics.items()),
         ("parameters", entry.published_params),
         ("multiply-adds", entry.published_flops),
         ("training data", entry.pretrain_data),

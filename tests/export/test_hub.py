@@ -31,7 +31,7 @@ from tests.support.exporting import (
 )
 
 REGISTRY = load_registry()
-IDS = [entry.id for entry in REGISTRY.values()]
+IDS = [entry.id for entry in REGISTRY.values() if entry.serves == "whole"]
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +39,16 @@ def file(tmp_path_factory):
     return write_safetensors(tmp_path_factory.mktemp("card") / "m.safetensors", trained("moganet-xt"))
 
 
+PREPROCESSING = {
+    **{"size": [224, 224], "resize": None, "interpolation": "bicubic", "normalization": "imagenet"},
+    **{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+}
+
+
 def config_of(entry, /, **fields) -> ModelConfig:
     """What an export of this entry's own file would say, without having the file."""
     family = get_family(entry.family)
-    side = entry.test_resolution
+    side = entry.test_resolution or family.default_resolution(entry.variant)
     said = {
         "library_name": "ckptkit",
         "model_type": entry.family,
@@ -55,7 +61,7 @@ def config_of(entry, /, **fields) -> ModelConfig:
             "size": [side, side],
             "resize": entry.test_resize,
             "interpolation": "bicubic",
-            "normalization": entry.normalization,
+            "normalization": entry.normalization or family.normalization(entry.variant),
             "mean": [0.5, 0.5, 0.5],
             "std": [0.5, 0.5, 0.5],
         },
@@ -108,8 +114,9 @@ def test_the_hub_reads_the_published_figures_of_every_entry(file, id):
             "moat_imagenet_pretrained_checkpoints.md",
             "openmixup": "https://github.com/Westlake-AI/openmixup/tree/main/configs/classification/imagenet/moganet",
             "torch": "https://github.com/Westlake-AI/MogaNet",
+            "mmpretrain": "https://github.com/open-mmlab/mmpretrain/pull/1691",
         }
-        assert result.source_url == pages[entry.layout]
+        assert result.source_url == pages.get(entry.group, pages[entry.layout])
         assert not result.verified
     if entry.published_top1 is None:
         assert data.eval_results is None
@@ -117,6 +124,20 @@ def test_the_hub_reads_the_published_figures_of_every_entry(file, id):
     assert data.model_name == id
     index = yaml.safe_load(str(card.data))["model-index"]
     assert hub.repocard_data.model_index_to_eval_results(index)[0] == id
+
+
+def test_a_detectors_figures_are_not_those_of_its_backbone(file):
+    id = "moganet-xt-coco-retinanet-1x"
+    text = card_of(file, id, num_classes=None, preprocessing=PREPROCESSING)
+    assert front(text).get("model-index") is None
+    assert "39.7" not in text and "12.1M" not in text and "167.2G" not in text
+
+
+def test_metrics_of_other_data_are_called_by_their_names(file):
+    fields = {"metrics": {"F1": 0.6911}, "dataset": "tags", "num_classes": 20, "published_top1": None}
+    fields |= {"published_top5": None}
+    text = card_of(file, "moganet-xt-224", registry_fields=fields, num_classes=20)
+    assert "| F1, tags | 0.6911 |" in text and "model-index" not in text
 
 
 def test_every_published_figure_stands_in_the_text_and_is_called_so(file):

@@ -43,6 +43,9 @@ PAGES = {
     "https://github.com/Westlake-AI/MogaNet/": Page(
         "Westlake-AI/MogaNet", "https://github.com/Westlake-AI/MogaNet"
     ),
+    "https://github.com/Lupin1998/mmpretrain/": Page(
+        "open-mmlab/mmpretrain, pull request 1691", "https://github.com/open-mmlab/mmpretrain/pull/1691"
+    ),
 }
 
 # -- mmdetection and mmsegmentation, which load the backbones ------------------------------------------------
