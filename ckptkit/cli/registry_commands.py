@@ -514,7 +514,7 @@ def add_command(
 
 def _target(state: State, file: Path | None, *, for_entry: bool = False) -> tuple[Path, list[Path]]:
     """The registry to write, and those below it; an entry goes into the built-in one only by name."""
-    from ckptkit.registry.loading import built_in_path, in_source_tree, registry_files
+    from ckptkit.registry.loading import built_in_path, in_source_tree, is_cached_registry, registry_files
 
     hint = "name one of your own with --file FILE (made if need be), then use it with --registry"
     files = registry_files(state.registries)
@@ -523,6 +523,8 @@ def _target(state: State, file: Path | None, *, for_entry: bool = False) -> tupl
     target = file or files[-1]
     if resolved(target) == resolved(built_in_path()) and not in_source_tree():
         raise UsageError("the registry inside the installed package cannot be edited", hint=hint)
+    if is_cached_registry(target):
+        raise UsageError("a registry at a URL cannot be edited", hint=hint)
     in_use = [resolved(path) for path in files]
     below = files[: in_use.index(resolved(target))] if resolved(target) in in_use else [built_in_path()]
     return target, below

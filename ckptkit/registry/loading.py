@@ -81,6 +81,11 @@ def cached_registry(url: str) -> Path:
     return next(filter(_is_intact, paths), paths[0])
 
 
+def is_cached_registry(path: Path) -> bool:
+    """Whether a file is the cached text of a registry at a URL."""
+    return path.parent in [folder / _FOLDER for folder in home_folders()]
+
+
 def _is_intact(path: Path) -> bool:
     """Whether a cached text has the sha256 of its name."""
     from ckptkit.base.checksums import hash_file

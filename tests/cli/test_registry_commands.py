@@ -608,3 +608,42 @@ def test_the_built_in_registry_is_written_only_in_a_source_tree_and_by_name(
 )
 def test_values_are_completed(field: str, begun: str, offered: list[str]) -> None:
     assert completion.complete_values(field)(begun) == offered
+
+
+def test_a_registry_at_a_url_is_not_edited(run: Runner, tmp_path: Path) -> None:
+    text = "entries: []\n"
+    (tmp_path / "theirs.yaml").write_text(text)
+    url = f"{(tmp_path / 'theirs.yaml').as_uri()}#sha256={hashlib.sha256(text.encode()).hexdigest()}"
+    result = run("registry", "add", "mine", URL, *SAID, "--registry", url)
+    assert result.code == 2 and "a registry at a URL cannot be edited" in result.err
+    assert run("list", "moat0-224", "--registry", url).code == 0
+    assert (tmp_path / "theirs.yaml").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("options", "fields"),
+    [
+        (["--task", "object-detection", "--method", "RetinaNet", "--serves", "backbone", "--classes", "80"],
+         {"task": "object-detection", "method": "RetinaNet", "serves": "backbone", "num_classes": 80}),
+        (["--metric", "box_mAP=39.7", "--metric", "AP50=60", "--dataset", "COCO 2017 val", "--setting", "1x"],
+         {"metrics": {"box_mAP": 39.7, "AP50": 60.0}, "dataset": "COCO 2017 val", "setting": "1x"}),
+        (["--md5", "0e" * 16, "--checksum-page", "https://a.org/page"],
+         {"md5": "0e" * 16, "checksum_page": "https://a.org/page", "sha256": None}),
+        (["--sha256", "01" * 32, "--checksum-page", "https://a.org/page"],
+         {"sha256": "01" * 32, "checksum_page": "https://a.org/page", "hash_provenance": None}),
+    ],
+)  # fmt: skip
+def test_add_takes_every_field_of_a_row(
+    run: Runner, tmp_path: Path, options: list[str], fields: dict[str, object]
+) -> None:
+    mine = tmp_path / "mine.yaml"
+    what = ("--variant", "moganet-xt", "--layout", "openmixup", "--format", "torch")
+    for revision in ("aaa", "bbb"):  # the second time it is updated
+        url = "hf://org/name/m.pth"
+        added = run(
+            "registry", "add", "mine", url, *what, *options, "--revision", revision, "--file", mine, "--force"
+        )
+        assert added.code == 0, added.err
+        entry = load_registry([mine])["mine"]
+        assert {name: entry.model_dump()[name] for name in fields} == fields
+        assert [source.url for source in entry.sources] == [f"hf://org/name@{revision}/m.pth"]
