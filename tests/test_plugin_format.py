@@ -258,7 +258,7 @@ def test_names_and_endings_are_known(toy: Path) -> None:
         UsageError, match=r"m\.toy is the name of a toy file, not of npz; give -o m\.npz, or --to toy"
     ):
         format_to_write("npz", "m.toy")
-    with pytest.raises(UsageError, match="choose from safetensors, torch, tf, keras, npz, toy"):
+    with pytest.raises(UsageError, match="choose from safetensors, torch, tf, keras, npz, dcp, toy"):
         format_named("no such")
 
 
@@ -340,7 +340,7 @@ def test_one_that_takes_a_built_in_name_is_left_out(tmp_path: Path, monkeypatch:
 def test_an_unknown_format_of_a_registry_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(ENTRY)
     with pytest.raises(
-        RegistryError, match="input should be 'tf', 'torch', 'safetensors', 'keras', 'npz', 'flax', "
+        RegistryError, match="input should be 'tf', 'torch', 'safetensors', 'keras', 'npz', 'dcp', "
     ):
         load_registry([tmp_path / "r.yaml"])
 

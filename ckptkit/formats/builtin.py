@@ -91,10 +91,11 @@ class Torch(BuiltIn):
             return any(name.endswith("/data.pkl") for name in sample.zip_names)
         if sample.is_tar:
             return _is_torch_tar(sample)
-        from ckptkit.formats.foreign import foreign_pickle
+        from ckptkit.formats.foreign import foreign_pickle, is_paddle
         from ckptkit.formats.torch_reader import MAX_PICKLE_HEAD, is_pickle
 
-        return is_pickle(sample.head[:MAX_PICKLE_HEAD], sample.tail) and foreign_pickle(sample) is None
+        ours = is_pickle(sample.head[:MAX_PICKLE_HEAD], sample.tail) and not is_paddle(sample)
+        return ours and foreign_pickle(sample) is None
 
     def holds(self, spec: TensorSpec) -> bool:
         """What a state dict can be unpickled to."""
@@ -269,6 +270,23 @@ def is_zero(folder: Path) -> bool:
     return any(folder.glob("*mp_rank_*optim_states.pt"))
 
 
+class Paddle(BuiltIn):
+    """Pickles of Paddle."""
+
+    name = "paddle"
+    title = "Paddle"
+    endings = (".pdparams", ".pdopt")
+    read_only = "Paddle makes tensors of the arrays in an .npz, and paddle.save writes them"
+    reader_class = "paddle:PaddleReader"
+    opening = ("state_dict", "weights", "as_saved")
+
+    def matches(self, sample: Sample) -> bool:
+        """By the table of names that Paddle adds."""
+        from ckptkit.formats.foreign import is_paddle
+
+        return is_paddle(sample)
+
+
 class Flax(BuiltIn):
     """Msgpack files of Flax."""
 
@@ -315,7 +333,10 @@ class Gguf(BuiltIn):
         return sample.head.startswith(b"GGUF")
 
 
-_ALL = (Safetensors(), Torch(), Tf(), Keras(), Npz(), Dcp(), DeepSpeed(), Flax(), Onnx(), Gguf())
+_ALL = (
+    *(Safetensors(), Torch(), Tf(), Keras(), Npz(), Dcp(), DeepSpeed()),
+    *(Paddle(), Flax(), Onnx(), Gguf()),
+)
 BUILT_IN: Mapping[str, Format] = {format.name: format for format in _ALL}
 
 WORDS: Mapping[str, str] = {word: format.name for format in BUILT_IN.values() for word in format.aliases}

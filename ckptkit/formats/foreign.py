@@ -27,10 +27,23 @@ _BOM = b"\xef\xbb\xbf"
 _SHOWN = 40
 _PROTO_FIELDS = 64
 _PROTO_HEAD = 64
+_PADDLE_REACH = 4 << 20
 
 LIKELY = (
     *(".safetensors", ".pth", ".pt", ".bin", ".pth.tar", ".pt.tar", ".ckpt", ".weights.h5", ".npz"),
-    *(".h5", ".hdf5", ".keras", ".index", ".pkl", ".msgpack", ".onnx", ".gguf", ".pdparams", ".dcp"),
+    *(
+        ".h5",
+        ".hdf5",
+        ".keras",
+        ".index",
+        ".pkl",
+        ".msgpack",
+        ".onnx",
+        ".gguf",
+        ".pdparams",
+        ".pdopt",
+        ".dcp",
+    ),
 )
 """What checkpoints are usually called: only for saying which of an archive's members may be one."""
 
@@ -401,6 +414,18 @@ def _zlib(sample: Sample) -> Foreign | None:
     if inside.startswith(b"\x80"):
         return Foreign("a pickle packed with zlib, as joblib writes it", _by_hand("joblib"))
     return Foreign("a single file packed with zlib", filled(_ZLIB, sample.path))
+
+
+PADDLE_NAMES = "StructuredToParameterName@@"
+"""Key of the table, at the end of a file of Paddle, of the names that its program has for parameters."""
+
+
+def is_paddle(sample: Sample) -> bool:
+    """Whether a pickle has Paddle's table of names; nested state dicts have none, so the name counts."""
+    if not sample.is_pickle or sample.is_torch_pickle:
+        return False
+    named = sample.path.name.lower().endswith((".pdparams", ".pdopt"))
+    return named or PADDLE_NAMES.encode() in sample.read(max(0, sample.size - _PADDLE_REACH), _PADDLE_REACH)
 
 
 def foreign_pickle(sample: Sample) -> Foreign | None:

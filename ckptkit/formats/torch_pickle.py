@@ -401,6 +401,12 @@ def _encoded(args: tuple[object, ...]) -> object:
     return args[0].encode("latin-1")
 
 
+def _tuple(args: tuple[object, ...]) -> object:
+    """A tuple of a name and an array is how Paddle pickles a tensor."""
+    found = tuple(_sequence(args))
+    return found[1] if len(found) == 2 and isinstance(found[0], str) and is_array(found[1]) else found
+
+
 def _complex(args: tuple[object, ...]) -> object:
     if len(args) == 2:
         real, imaginary = args
@@ -455,6 +461,7 @@ TORCH_HANDLERS: Mapping[str, Handler] = {
     "collections.defaultdict": lambda args: _dictionary(args[1:]),
     "_codecs.encode": _encoded,
     "builtins.complex": _complex,
+    **dict.fromkeys(("builtins.tuple", "__builtin__.tuple"), _tuple),
     **{
         f"{builtins}.{name}": handler
         for builtins in ("builtins", "__builtin__")

@@ -53,7 +53,19 @@ def _checked_time(text: str) -> str:
     return text
 
 
-BUILT_IN_FORMATS = ("tf", "torch", "safetensors", "keras", "npz", "flax", "onnx", "gguf")
+BUILT_IN_FORMATS = (
+    "tf",
+    "torch",
+    "safetensors",
+    "keras",
+    "npz",
+    "dcp",
+    "deepspeed",
+    "paddle",
+    "flax",
+    "onnx",
+    "gguf",
+)
 """Names of containers: `ckptkit.formats`, which knows them, is above this room; a test compares the two."""
 
 

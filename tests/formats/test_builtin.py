@@ -93,6 +93,7 @@ def test_names_words_and_endings_are_each_of_one_format() -> None:
     assert all(format_of(name) is format for name, format in BUILT_IN.items())
     assert {name for name, format in BUILT_IN.items() if format.read_only} == {
         "deepspeed",
+        "paddle",
         "flax",
         "onnx",
         "gguf",

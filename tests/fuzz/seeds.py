@@ -10,6 +10,7 @@ import importlib
 import io
 import json
 import lzma
+import pickle
 import pickletools
 import struct
 import tarfile
@@ -293,6 +294,16 @@ def _npy_headers(
         yield Layer("m.npz", raw[10:size], wrap, "python")
 
 
+def _paddle() -> Iterator[Seed]:
+    """Arrays by name, and a tensor of a nested object, as ``paddle.save`` pickles them."""
+    names = {"StructuredToParameterName@@": {"w": "linear_0.w_0"}}
+    held = {"w": np.arange(6, dtype="float32").reshape(2, 3), "b": np.arange(3, dtype="uint16")}
+    for protocol in (2, 4):
+        raw = pickle.dumps(held | names, protocol)
+        layers = [*raw_layers({"m.pdparams": raw}), *[Layer("m.pdparams", raw, whole, "pickle")] * 3]
+        yield Seed("paddle", f"protocol {protocol}", {"m.pdparams": raw}, "m.pdparams", layers)
+
+
 # -- Flax, ONNX and GGUF -------------------------------------------------------------------------------------
 
 
@@ -371,6 +382,7 @@ _MAKERS: Mapping[str, Callable[[], Iterator[Seed]]] = {
     "sharded": _sharded,
     "npz": _npz,
     "keras": keras_seeds,
+    "paddle": _paddle,
     "flax": _flax,
     "onnx": _onnx,
     "gguf": _gguf,

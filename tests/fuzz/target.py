@@ -69,7 +69,7 @@ def readers(format: str) -> tuple[Opener, ...]:
         "sharded": open_reader,
         "npz": NpzReader,
         "keras": KerasH5Reader,
-        **dict.fromkeys(("flax", "onnx", "gguf", "dcp", "deepspeed"), open_reader),
+        **dict.fromkeys(("flax", "onnx", "gguf", "paddle", "dcp", "deepspeed"), open_reader),
     }
     family = format.replace(".", "-").partition("-")[0]
     return open_reader, direct[family], lambda path: open_reader(path, weights="auto")
