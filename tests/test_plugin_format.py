@@ -258,7 +258,7 @@ def test_names_and_endings_are_known(toy: Path) -> None:
         UsageError, match=r"m\.toy is the name of a toy file, not of npz; give -o m\.npz, or --to toy"
     ):
         format_to_write("npz", "m.toy")
-    with pytest.raises(UsageError, match="choose from safetensors, torch, tf, keras, npz, dcp, toy"):
+    with pytest.raises(UsageError, match="choose from safetensors, torch, tf, keras, keras2, npz, dcp, toy"):
         format_named("no such")
 
 

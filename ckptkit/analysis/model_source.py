@@ -38,6 +38,7 @@ class ModelSource:
     synthetic: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)  # what the file says of itself
     made: bool = False  # whether the file was made for the occasion
+    layout: str | None = None  # of the file's tensors
 
     @property
     def stem(self) -> str:
@@ -59,7 +60,11 @@ class ModelSource:
     def known_settings(self) -> dict[str, Any]:
         """Behaviour settings that were given, or that the entry or the file states."""
         return self.family.known_settings(
-            given=self.settings, entry=self.entry, metadata=self.metadata, path=self.located.path
+            given=self.settings,
+            entry=self.entry,
+            metadata=self.metadata,
+            path=self.located.path,
+            layout=self.layout,
         )
 
     def model(self, framework: Framework = "torch", **options: Any) -> Any:
@@ -139,6 +144,7 @@ def open_source(
         synthetic,
         metadata,
         request.synthetic,
+        found.layout,
     )
 
 

@@ -204,7 +204,7 @@ def convert(
     ----------
     what : str, Path or Entry
         Id or entry (fetched when it is not here) or path.
-    to : {"safetensors", "torch", "tf", "keras", "npz"}, optional
+    to : {"safetensors", "torch", "tf", "keras", "keras2", "npz"}, optional
         Format. Default: as the ending of ``output`` says, else safetensors.
     output : path, optional
         File, prefix for ``tf``, or a folder: one that is there, or a name that ends in a slash. Default: the

@@ -24,8 +24,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Dtype = Literal["float32", "float16", "bfloat16"]
 ExportTarget = Literal["hf", "onnx", "saved-model", "keras", "backbone"]
 CamMethod = Literal["gradcam", "hirescam", "gradcam++", "layercam", "eigencam", "ablationcam"]
-BuiltInFormat = Literal["safetensors", "torch", "tf", "keras", "npz"]
-BuiltInLayout = Literal["torch", "keras", "keras-h5", "deeplab2", "openmixup", "as-is"]
+BuiltInFormat = Literal["safetensors", "torch", "tf", "keras", "keras2", "npz"]
+BuiltInLayout = Literal["torch", "keras", "keras-h5", "deeplab2", "openmixup", "kecam", "birder", "as-is"]
 
 
 def workspace_of_environment(progress: Progress = seen_progress, mirrors: Sequence[str] = ()) -> Workspace:

@@ -575,7 +575,7 @@ def _with_recognised(located: Located, given: Mapping[str, Any]) -> tuple[dict[s
         }
         if family.has_pos_emb:
             found["pos_emb"] = recognition.structure.pos_emb
-        settings = family.known_settings(metadata=reader.metadata, path=path)
+        settings = family.known_settings(metadata=reader.metadata, path=path, layout=recognition.layout)
         two_copies = _has_two_copies(reader, recognition)
     for name, value in found.items():
         if given.get(name, value) != value:

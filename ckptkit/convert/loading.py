@@ -15,10 +15,11 @@ from ckptkit.convert.planning import (
     AS_IS,
     RULES_HELP,
     AnyMove,
+    Filling,
     Move,
     Plan,
     by_reason,
-    move_of,
+    moves_to,
     plan_as_is,
     plan_by_layout,
     refuse_family_options,
@@ -136,7 +137,7 @@ class Misfit:
 class LoadPlan:
     """What of a file goes into a model, and what does not."""
 
-    moves: tuple[Move, ...]  # the tensors that go
+    moves: tuple[Move | Filling, ...]  # the tensors that go
     weights: Copy | None  # which copy they are where the file holds both
     initialised: tuple[str, ...]  # the model's tensors that the file does not fill, by the model's names
     has_new_head: bool  # the head is among them: the file has none, or one of another number of classes
@@ -164,11 +165,7 @@ def plan_load(
     rows = found.family.table(layout, found.variant, structure).bindings
     new_head = {row.canonical for row in rows if row.part == "head" and _is_new(row, found.table)}
     wrong = {binding.canonical for binding, _ in matched.wrong_shape}
-    moves = tuple(
-        move_of(reader, matched, row)
-        for row in rows
-        if row.canonical in matched.sources.keys() - new_head - wrong
-    )
+    moves = tuple(moves_to(reader, matched, [row for row in rows if row.canonical not in new_head | wrong]))
     filled = {move.target.name for move in moves}
     return LoadPlan(
         moves,

@@ -8,7 +8,7 @@ their axes are ordered; of the file, a `convert.execution.Target`, it knows noth
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from ckptkit.base.axes import Region
 from ckptkit.base.errors import WHOLE_LISTS, ConversionError, UsageError, command, listed
 from ckptkit.base.tensors import Array, TensorSpec, copy_elements
 from ckptkit.base.text import counted
-from ckptkit.families.base import Structure
+from ckptkit.families.base import Family, Structure
 from ckptkit.families.binding import FileFacts, Ignored, Match, Weights, match
 from ckptkit.families.layouts import OPTIMIZER, slot_rule, whole_model
 from ckptkit.families.recognition import Recognition
@@ -223,7 +223,7 @@ _NO_HEAD = Ignore("head", "", "left out by --no-head")
 class FamilyPlan(Plan):
     """The plan for a checkpoint of a known family."""
 
-    moves: tuple[Move, ...]
+    moves: tuple[Move | Filling, ...]
     recognition: Recognition = field(kw_only=True)
 
     @property
@@ -254,7 +254,11 @@ def plan_by_layout(
     known = FileFacts.of(reader, entry)
     found = match(reader.specs, recognition, weights=weights, known=known, head=head)
     known_values = family.known_settings(
-        given=settings or {}, entry=entry, metadata=reader.metadata, path=reader.path
+        given=settings or {},
+        entry=entry,
+        metadata=reader.metadata,
+        path=reader.path,
+        layout=recognition.layout,
     )
     if not head:
         structure = replace(structure, num_classes=None)
@@ -264,7 +268,10 @@ def plan_by_layout(
     table = family.table(layout, recognition.variant, structure)
     for what, hint in _misfits(reader, found, entry, head=head, allow_missing_bn=allow_missing_bn):
         raise ConversionError(f"{reader.path}: {what}", hint=hint)
-    moves = tuple(move_of(reader, found, row) for row in table.bindings if row.canonical in found.sources)
+    _refuse_another_function(reader, family, known_values, table)
+    moves = tuple(moves_to(reader, found, table.bindings))
+    dropped = _dropped(found, table)
+    _refuse_values(reader, found, dropped, table)
     copy = found.weights or known.available_copy
     return FamilyPlan(
         source=reader.path,
@@ -273,7 +280,7 @@ def plan_by_layout(
         layout=layout,
         weights=found.weights,
         moves=moves,
-        ignored=(*_dropped(found, table), *found.ignored),
+        ignored=(*dropped, *found.ignored),
         metadata={
             **_metadata(reader, found, layout, structure, entry),
             **_describe_resizing(resolution, moves),
@@ -300,20 +307,31 @@ def _resized(reader: Reader, structure: Structure, sizes: tuple[tuple[int, int],
     return replace(structure, table_sizes=sizes)
 
 
-def _describe_resizing(resolution: tuple[int, int] | None, moves: Sequence[Move]) -> dict[str, str]:
+def _describe_resizing(resolution: tuple[int, int] | None, moves: Sequence[AnyMove]) -> dict[str, str]:
     """How the metadata describes ``--resolution``."""
     if resolution is None:
         return {}
     height, width = resolution
     described = {"resolution": str(height) if height == width else f"{height}x{width}"}
-    sizes = dict.fromkeys("x".join(map(str, m.outward.canonical_shape[-2:])) for m in moves if m.resize)
+    resized = [move.outward for move in moves if isinstance(move, Move) and move.resize]
+    sizes = dict.fromkeys("x".join(map(str, row.canonical_shape[-2:])) for row in resized)
     if sizes:
         described["position_tables"] = f"resized to {', '.join(sizes)} for an input of {height}x{width}"
     return described
 
 
-def move_of(reader: Reader, found: Match, outward: Binding) -> Move:
-    """The move of a tensor of the architecture that the file has."""
+def moves_to(reader: Reader, found: Match, rows: Iterable[Binding]) -> Iterator[Move | Filling]:
+    """The moves to those rows of a table that the file has, or that are zeros in all files of its layout."""
+    zeros = found.recognition.table.layout.zeros
+    for row in rows:
+        if row.canonical in found.sources:
+            yield _move_to(reader, found, row)
+        elif row.part in zeros:
+            beside = next(reader.specs[name].dtype for name in found.sources.values())
+            yield Filling(TensorSpec(row.external, beside, row.external_shape), "zeros")
+
+
+def _move_to(reader: Reader, found: Match, outward: Binding) -> Move:
     source = found.sources[outward.canonical]
     inward = found.recognition.table.by_canonical[outward.canonical]
     resized = inward.canonical_shape != outward.canonical_shape  # of position tables only
@@ -331,9 +349,40 @@ def _dropped(found: Match, target: Table) -> list[Ignored]:
     dropped = []
     for binding in found.recognition.table.bindings:
         if binding.canonical in found.sources and binding.canonical not in target.by_canonical:
-            rule = target.layout.lacks.get(binding.part, _NO_HEAD)
+            rules = {**target.layout.lacks, **target.layout.zeros}
+            rule = rules.get(binding.part, _NO_HEAD)
             dropped.append(Ignored(found.sources[binding.canonical], rule.name, rule.reason))
     return dropped
+
+
+def _refuse_values(reader: Reader, found: Match, dropped: Sequence[Ignored], target: Table) -> None:
+    """Refuse to leave out what the target's layout takes for zeros, where it is not."""
+    rules = {rule.name for rule in target.layout.zeros.values()}
+    lost = {one.name: one.reason for one in dropped if one.rule in rules and reader.read(one.name).any()}
+    if lost:
+        raise ConversionError(
+            f"{reader.path}: layout {target.layout.name} has no place for {counted(len(lost), 'tensor')} "
+            f"with other values than 0: {by_reason(lost)}",
+            hint="choose another --layout",
+        )
+
+
+def _refuse_another_function(reader: Reader, family: Family, known: Mapping[str, Any], target: Table) -> None:
+    """Refuse a layout whose code computes another function than the source's."""
+    settings = {**family.default_settings, **known}
+    for key, theirs in target.layout.settings.items():
+        if key not in settings:
+            raise ConversionError(
+                f"{reader.path}: {key} is not known; code that reads layout {target.layout.name} has "
+                f"{json.dumps(theirs)}",
+                hint=f"give --set {key}={json.dumps(theirs)} if that is so of the file",
+            )
+        if settings[key] != theirs:
+            raise ConversionError(
+                f"{reader.path}: {key} is {json.dumps(settings[key])}; code that reads layout "
+                f"{target.layout.name} has {json.dumps(theirs)}, which is another function",
+                hint="choose another --layout",
+            )
 
 
 def _misfits(

@@ -333,13 +333,15 @@ class Family(ABC):
         entry: Entry | None = None,
         metadata: Mapping[str, str] | None = None,
         path: str | Path = "the file",
+        layout: str | None = None,
     ) -> dict[str, Any]:
         """What is known of a checkpoint's settings, without any default.
 
         In order of precedence: the user (``given``), the registry entry, the file's own ``metadata``, each
-        setting as JSON. A value that a setting cannot have is a UsageError, or a FormatError where the file
-        has it.
+        setting as JSON, and what all code does that has the names of its ``layout``. A value that a setting
+        cannot have is a UsageError, or a FormatError where the file has it.
         """
+        of_layout = self.layouts[layout].settings if layout is not None and layout in self.layouts else {}
         given, metadata, by_entry = given or {}, metadata or {}, entry.settings if entry else {}
         for key in given:
             if key not in self.settings:
@@ -354,6 +356,8 @@ class Family(ABC):
                 self.check_setting(key, known[key])
             elif key in metadata:
                 known[key] = self.setting_of_file(key, metadata[key], path)
+            elif key in of_layout:
+                known[key] = of_layout[key]
         return known
 
     def missing_settings(self, known: Mapping[str, Any]) -> list[str]:

@@ -17,10 +17,12 @@ from ckptkit.rules.language import CopyNaming, Definition, Ignore, Rule
 # -- layers --------------------------------------------------------------------------------------------------
 
 
-def conv(name: str, sites: str, *shape: int | str, bias: bool = True) -> list[Definition]:
+def conv(
+    name: str, sites: str, *shape: int | str, bias: bool = True, bias_part: str = "body"
+) -> list[Definition]:
     """The tensors of a convolution or linear layer, whose weight has this shape."""
     weight = Definition(f"{name}.weight", shape, sites)
-    return [weight, Definition(f"{name}.bias", shape[:1], sites)] if bias else [weight]
+    return [weight, Definition(f"{name}.bias", shape[:1], sites, part=bias_part)] if bias else [weight]
 
 
 def layer_norm(name: str, sites: str, width: str, part: str = "body") -> list[Definition]:
@@ -55,11 +57,13 @@ def tensorflow_rules(
     others: Mapping[str, tuple[str, str]] | None = None,
     depthwise: str = "kernel",
     optional: str = "",
+    alone: str = "",
 ) -> tuple[Rule, ...]:
     """Rules of a layout that has TensorFlow's names and axis orders.
 
     ``modules`` maps beginnings of canonical names, ``others`` the tensors that follow no custom to their last
-    name and op. ``depthwise`` is the name of a depthwise kernel, ``optional`` a beginning that may be absent.
+    name and op. ``depthwise`` is the name of a depthwise kernel, ``optional`` a beginning that may be absent,
+    ``alone`` what a tensor is called that has a whole name in ``modules``, as a layer of its own.
 
     >>> definitions = [*conv("stem.0", "", 8, 3, 3, 3), *batch_norm("stem.1", "", "width")]
     >>> for rule in tensorflow_rules(definitions, {"stem": "net/stem", "stem.1": "net/norm"})[:3]:
@@ -73,7 +77,8 @@ def tensorflow_rules(
     rules = []
     for one in definitions:
         leaf, op = (others or {}).get(one.name) or _custom(one, depthwise, is_norm=_layer(one) in norms)
-        external = f"{_renamed(_layer(one), modules)}/{leaf}"
+        own = modules.get(one.name)
+        external = f"{own}/{alone}" if own else f"{_renamed(_layer(one), modules)}/{leaf}"
         bare = external.removeprefix(optional)
         rules.append(Rule(one.name, external, op, aliases=() if bare == external else (bare,)))
     return tuple(rules)

@@ -155,7 +155,7 @@ class Tf(BuiltIn):
 
 
 class Keras(BuiltIn):
-    """Weights of every Keras, which are HDF5 files, and whole models of Keras 3, which are zip archives."""
+    """Weights of Keras 3, which are HDF5 files, and its whole models, which are zip archives."""
 
     name = "keras"
     title = "Keras"
@@ -174,7 +174,7 @@ class Keras(BuiltIn):
             from ckptkit.formats.keras import KERAS_MEMBER
 
             return KERAS_MEMBER in sample.zip_names
-        return sample.is_hdf5
+        return sample.is_hdf5 and not _is_keras_2(sample)
 
     def holds(self, spec: TensorSpec) -> bool:
         """What HDF5 describes."""
@@ -187,6 +187,33 @@ class Keras(BuiltIn):
         from ckptkit.formats.keras import unloadable
 
         return unloadable(names)
+
+
+def _is_keras_2(sample: Sample) -> bool:
+    from ckptkit.formats.keras import is_legacy_file
+
+    return is_legacy_file(sample.path)
+
+
+class Keras2(BuiltIn):
+    """Weights and whole models of Keras 1 and 2, which are HDF5 files; weights are written."""
+
+    name = "keras2"
+    title = "Keras 2"
+    endings = (".h5", ".hdf5")
+    aliases = ("keras-2", "keras-legacy")
+    layout = "keras"
+    reader_class, writer_class = "keras:KerasH5Reader", "keras:Keras2Writer"
+
+    def matches(self, sample: Sample) -> bool:
+        """By the attributes of the root."""
+        return sample.is_hdf5 and _is_keras_2(sample)
+
+    def holds(self, spec: TensorSpec) -> bool:
+        """What HDF5 describes, but bfloat16, which such files do not tell from two bytes of anything."""
+        from ckptkit.formats.hdf5_writer import type_message
+
+        return spec.dtype.name != "bfloat16" and type_message(spec.dtype) is not None
 
 
 class Npz(BuiltIn):
@@ -334,7 +361,7 @@ class Gguf(BuiltIn):
 
 
 _ALL = (
-    *(Safetensors(), Torch(), Tf(), Keras(), Npz(), Dcp(), DeepSpeed()),
+    *(Safetensors(), Torch(), Tf(), Keras(), Keras2(), Npz(), Dcp(), DeepSpeed()),
     *(Paddle(), Flax(), Onnx(), Gguf()),
 )
 BUILT_IN: Mapping[str, Format] = {format.name: format for format in _ALL}

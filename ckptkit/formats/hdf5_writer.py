@@ -8,10 +8,9 @@ address has to be known twice. No times are noted: the same tensors give the sam
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from ckptkit.base.errors import ConversionError, UsageError
 from ckptkit.base.tensors import DTYPES, DType, TensorSpec
@@ -49,7 +48,6 @@ VARIABLE_TEXT = bytes.fromhex("19010100 10000000 10000000 01000000 00000800")
 """The type of a UTF-8 text of any length, as h5py writes it for a Python str."""
 
 
-_NO_ATTRIBUTES: Mapping[str, bytes] = MappingProxyType({})
 _SUPERBLOCK_BYTES = 96
 _FILL_VALUE = 0x05
 _CONSTANT = 1
@@ -71,14 +69,19 @@ class Hdf5Layout:
 
 _Group = dict[str, "TensorSpec | _Group"]
 
+Attributes = Mapping[str, "bytes | Sequence[bytes]"]
+"""Texts, and lists of texts, by the names of a group's attributes."""
 
-def hdf5_layout(path: Path, specs: Iterable[TensorSpec], attributes: Mapping[str, bytes]) -> Hdf5Layout:
-    """Lay out a file, whose root has attributes that are texts."""
+
+def hdf5_layout(
+    path: Path,
+    specs: Iterable[TensorSpec],
+    attributes: Mapping[str, Attributes],
+    place: Callable[[str], str] = str,
+) -> Hdf5Layout:
+    """Lay out a file: ``attributes`` by the group's path, "" for the root; ``place`` is a dataset's path."""
     specs = list(specs)
-    longest = max(map(len, attributes.values()))
-    if longest > MAX_ATTRIBUTE:
-        raise UsageError(f"{path}: metadata of {longest} bytes, HDF5 holds {MAX_ATTRIBUTE}")
-    root = _tree(path, specs)
+    root = _tree(path, specs, place)
     offsets: dict[str, int] = {}
     position = _SUPERBLOCK_BYTES
     for spec in specs:
@@ -87,19 +90,19 @@ def hdf5_layout(path: Path, specs: Iterable[TensorSpec], attributes: Mapping[str
             offsets[spec.name] = position
             position += spec.nbytes
     start = position + -position % 8
-    builder = _Builder(path, start, offsets, widest=_widest(root))
+    builder = _Builder(path, start, offsets, attributes, widest=_widest(root))
     if any(spec.dtype.name == BRAIN_FLOAT for spec in specs):
         builder.keep_text(BRAIN_FLOAT)
-    group = builder.group(root, attributes)
+    group = builder.group(root)
     return Hdf5Layout(builder.superblock(group), offsets, start, bytes(builder.tail))
 
 
-def _tree(path: Path, specs: Iterable[TensorSpec]) -> _Group:
+def _tree(path: Path, specs: Iterable[TensorSpec], place: Callable[[str], str]) -> _Group:
     root: _Group = {}
     for spec in specs:
-        *folders, last = spec.name.split("/")
+        *folders, last = place(spec.name).split("/")
         parts_fit = all(part not in ("", ".", "..") and "\0" not in part for part in (*folders, last))
-        if not parts_fit or len(spec.name) > MAX_NAME or len(folders) >= MAX_DEPTH:
+        if not parts_fit or len(place(spec.name)) > MAX_NAME or len(folders) >= MAX_DEPTH:
             raise ConversionError(f"{path}: HDF5 cannot hold a tensor called {spec.name!r}")
         if len(spec.shape) > MAX_DIMS:
             raise ConversionError(
@@ -138,10 +141,18 @@ class _Placed:
 
 
 class _Builder:
-    def __init__(self, path: Path, start: int, offsets: Mapping[str, int], widest: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        start: int,
+        offsets: Mapping[str, int],
+        attributes: Mapping[str, Attributes],
+        widest: int,
+    ) -> None:
         self._path = path
         self._start = start
         self._offsets = offsets
+        self._attributes = attributes
         tables = -(-widest // _TABLE_ROWS)
         self._internal_k = max(_INTERNAL_K, -(-tables // 2))
         if self._internal_k > 0xFFFF:
@@ -177,17 +188,38 @@ class _Builder:
         body += struct.pack("<HH4xQ", 0, 0, _TEXTS_BYTES - used)
         self._texts = self._add(body + bytes(_TEXTS_BYTES - len(body)))
 
-    def group(self, members: _Group, attributes: Mapping[str, bytes] = _NO_ATTRIBUTES) -> _Placed:
+    def group(self, members: _Group, path: str = "") -> _Placed:
         """Write a group after everything in it."""
         headers: list[tuple[bytes, int]] = []
         for name, member in sorted(members.items(), key=lambda item: item[0].encode()):
-            address = self._dataset(member) if isinstance(member, TensorSpec) else self.group(member).header
+            if isinstance(member, TensorSpec):
+                address = self._dataset(member)
+            else:
+                address = self.group(member, f"{path}/{name}" if path else name).header
             headers.append((name.encode(), address))
         heap, name_offsets = self._heap([name for name, _ in headers])
         tree = self._tree(list(zip(name_offsets, (address for _, address in headers), strict=True)))
         messages = [_message(SYMBOL_TABLE, struct.pack("<QQ", tree, heap))]
-        messages += [_attribute(n, fixed_text_message(len(text)), text) for n, text in attributes.items()]
+        for name, value in self._attributes.get(path, {}).items():
+            messages += self._texts_attribute(name, value)
         return _Placed(self._header(messages), tree, heap)
+
+    def _texts_attribute(self, name: str, value: bytes | Sequence[bytes]) -> list[bytes]:
+        """An attribute of texts; a long list in parts, ``name0`` and so on, as Keras has it."""
+        texts = [value] if isinstance(value, bytes) else list(value)
+        length = max(1, *map(len, texts)) if texts else 1
+        if length > MAX_ATTRIBUTE:
+            raise UsageError(f"{self._path}: {name} of {length} bytes, HDF5 holds {MAX_ATTRIBUTE}")
+        kind = fixed_text_message(length)
+        if isinstance(value, bytes):
+            return [_attribute(name, kind, value)]
+        most = MAX_ATTRIBUTE // length
+        parts = [texts[first : first + most] for first in range(0, len(texts), most)] or [texts]
+        names = [name] if len(parts) == 1 else [f"{name}{number}" for number in range(len(parts))]
+        return [
+            _attribute(name, kind, b"".join(text.ljust(length, b"\0") for text in part), len(part))
+            for name, part in zip(names, parts, strict=True)
+        ]
 
     def _heap(self, names: list[bytes]) -> tuple[int, list[int]]:
         """Names of a group's members, with where each begins; the empty name comes first."""
@@ -243,11 +275,12 @@ def _message(kind: int, body: bytes, flags: int = 0) -> bytes:
     return struct.pack("<HHB3x", kind, len(body), flags) + body
 
 
-def _attribute(name: str, kind: bytes, value: bytes) -> bytes:
-    """An attribute of a single value."""
-    title, scalar = name.encode() + b"\0", struct.pack("<BBB5x", 1, 0, 0)
-    body = struct.pack("<BxHHH", 1, len(title), len(kind), len(scalar))
-    for part in (title, kind, scalar):
+def _attribute(name: str, kind: bytes, value: bytes, count: int | None = None) -> bytes:
+    """An attribute of a single value, or of a list of so many."""
+    lengths = () if count is None else (count,)
+    title, space = name.encode() + b"\0", struct.pack(f"<BBB5x{len(lengths)}Q", 1, len(lengths), 0, *lengths)
+    body = struct.pack("<BxHHH", 1, len(title), len(kind), len(space))
+    for part in (title, kind, space):
         body += part + bytes(-len(part) % 8)
     return _message(ATTRIBUTE, body + value)
 

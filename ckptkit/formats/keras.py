@@ -1,8 +1,8 @@
-"""Keras 3's weights files (``.weights.h5``), read and written without Keras and without libhdf5.
+"""Keras' weights files (``.weights.h5``, ``.h5``), read and written without Keras and without libhdf5.
 
-A tensor's name is its path in the file: ``blocks/moga_block_3/attn/gate/vars/0``. A whole Keras 3 model
-(``.keras``, a zip archive) is read through the weights file in it. The files of Keras 1 and 2 have the same
-container and other names (second half of this file).
+In Keras 3 a tensor's name is its path in the file: ``blocks/moga_block_3/attn/gate/vars/0``. A whole Keras 3
+model (``.keras``, a zip archive) is read through the weights file in it. The files of Keras 1 and 2 have the
+same container and other names (second half of this file).
 """
 
 from __future__ import annotations
@@ -86,14 +86,15 @@ class KerasH5Reader(MappedReader):
         of_root = file.attribute_texts(file.header(file.root))
         found = contents(file)
         refuse_overlap(file, found.datasets)
+        ours = single(of_root.get(_ATTRIBUTE))
+        metadata = {} if ours is None else parse_metadata(self.path, ours)
         if is_legacy(of_root):
-            found, metadata = legacy_weights(file, of_root, found)
-        else:
-            ours = single(of_root.get(_ATTRIBUTE))
-            metadata = {} if ours is None else parse_metadata(self.path, ours)
-            if not self._is_shard and (_ATTRIBUTE not in of_root or _SHARD in of_root):
-                self._refuse_shard(found, known=_SHARD in of_root)
-                self._refuse_other_hdf5(found.datasets, of_root)
+            self.format = "keras2"
+            found, origin = legacy_weights(file, of_root, found)
+            metadata = metadata or origin
+        elif not self._is_shard and (_ATTRIBUTE not in of_root or _SHARD in of_root):
+            self._refuse_shard(found, known=_SHARD in of_root)
+            self._refuse_other_hdf5(found.datasets, of_root)
         file.forget()
         self._datasets: Mapping[str, Dataset] = found.datasets
         self._whole: set[str] = set()  # datasets whose chunks have been unpacked, and so compared
@@ -306,7 +307,7 @@ class KerasH5Writer(ShardedWriter):
         attributes = {_ATTRIBUTE: metadata_json(self.metadata)}
         if len(shards) > 1:
             attributes[_SHARD] = b"1"
-        return [hdf5_layout(self.path, shard, attributes) for shard in shards]
+        return [hdf5_layout(self.path, shard, {"": attributes}) for shard in shards]
 
     def _stem(self) -> str:
         return self.path.name.removesuffix(KERAS_SHARD)
@@ -370,6 +371,8 @@ _CONFIG = "model_config"
 _COUNTED_LAYERS, _COUNTED_WEIGHTS = "nb_layers", "nb_params"
 _MARKS = frozenset({_LAYERS, f"{_LAYERS}0", "keras_version", _CONFIG, _COUNTED_LAYERS})
 _VARIABLE = ":0"
+_FORMAT_VERSION = b"2"
+"""As ``keras_version``: the loaders of Keras take a file without one for one of Keras 1."""
 
 
 @dataclass(frozen=True)
@@ -578,3 +581,48 @@ class _LegacyFile:
 
     def _error(self, reason: str) -> FormatError:
         return self._file.error(reason, hint="write it again with Keras' model.save_weights")
+
+
+# -- writing -------------------------------------------------------------------------------------------------
+
+
+def is_legacy_file(path: Path) -> bool:
+    """Whether a file of HDF5 is of Keras 1 or 2, by its root; what is damaged is not."""
+    with contextlib.suppress(FormatError), contextlib.closing(MappedFile(path)) as mapped:
+        file = Hdf5File(mapped)
+        return is_legacy(file.attribute_texts(file.header(file.root)))
+    return False
+
+
+class Keras2Writer(KerasH5Writer):
+    """Writes a weights file of Keras 2, which ``model.load_weights(path, by_name=True)`` takes.
+
+    A weight belongs to the layer that its name begins with; one whose name has a single step to none.
+    """
+
+    ending = ".h5"
+
+    def _laid_out(self, shards: Shards) -> list[Hdf5Layout]:
+        layers: dict[str, list[str]] = {}
+        for name in self.specs:
+            layers.setdefault(_layer_of(name), []).append(name)
+        root: dict[str, bytes | list[bytes]] = {
+            _LAYERS: [layer.encode() for layer in layers if layer != _OUTSIDE_LAYERS],
+            "backend": b"tensorflow",
+            "keras_version": _FORMAT_VERSION,
+            _ATTRIBUTE: metadata_json(self.metadata),
+        }
+        lists = {
+            layer: {_WEIGHTS: [f"{name}{_VARIABLE}".encode() for name in names]}
+            for layer, names in layers.items()
+        }
+        return [hdf5_layout(self.path, self.specs.values(), {"": root, **lists}, _path_of)]
+
+
+def _layer_of(name: str) -> str:
+    layer, slash, _ = name.partition("/")
+    return layer if slash else _OUTSIDE_LAYERS
+
+
+def _path_of(name: str) -> str:
+    return f"{_layer_of(name)}/{name}{_VARIABLE}"

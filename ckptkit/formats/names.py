@@ -32,12 +32,9 @@ OUTPUT_HELP = "File ({files}), prefix for {prefixes}, folder for {folders}".form
 """What ``--output`` takes, for its help."""
 
 _GRAPHS = "a graph, which export writes"
-_KERAS_2 = "what Keras takes for a file of Keras 2; it reads weights of Keras 3 by the ending .weights.h5"
 _PACKED = "an archive, and conversions are not packed"
 _NEVER: Mapping[str, tuple[str, str]] = {
     ".keras": ("a whole Keras model, and a checkpoint holds no more than weights", "keras"),
-    ".h5": (_KERAS_2, "keras"),
-    ".hdf5": (_KERAS_2, "keras"),
     ".weights.json": ("the index of a checkpoint in shards, which --max-shard-size writes", "keras"),
     ".index": ("one file of a TensorFlow checkpoint, which goes by its prefix", "tf"),
     ".index.json": ("the index of a checkpoint in shards, which --max-shard-size writes", DEFAULT_FORMAT),

@@ -327,7 +327,13 @@ def create_model(
     located = replace(located.chosen(state_dict, strip_prefix), entry=owner)
     with located.open(weights) as reader:
         found = _recognised(reader, variant)
-        known = family.known_settings(given=given, entry=owner, metadata=reader.metadata, path=reader.path)
+        known = family.known_settings(
+            given=given,
+            entry=owner,
+            metadata=reader.metadata,
+            path=reader.path,
+            layout=found.layout,
+        )
         has = found.structure
         with_pos_emb = pos_embs(has.pos_emb)
         if strict:

@@ -27,7 +27,7 @@ from ckptkit.base.errors import ConversionError, FormatError, UsageError
 from ckptkit.base.progress import Say, say_nothing
 from ckptkit.base.tensors import DTYPES, Array
 from ckptkit.base.text import counted
-from ckptkit.convert.planning import FamilyPlan, plan_by_layout
+from ckptkit.convert.planning import FamilyPlan, Move, plan_by_layout
 from ckptkit.families.base import CANONICAL, Family, Structure
 from ckptkit.families.binding import Weights
 from ckptkit.families.filling import load_state
@@ -113,7 +113,11 @@ class ModelFile:
     @cached_property
     def dtypes(self) -> dict[str, str]:
         """Canonical name → element type in the file."""
-        return {move.inward.canonical: self.reader.specs[move.source].dtype.name for move in self.plan.moves}
+        return {
+            move.inward.canonical: self.reader.specs[move.source].dtype.name
+            for move in self.plan.moves
+            if isinstance(move, Move)
+        }
 
     @property
     def dtype(self) -> str:
@@ -128,7 +132,7 @@ class ModelFile:
         with torch.no_grad():
             with torch.device("meta"):  # no time spent on random weights: loading gives memory, on the CPU
                 built = model.build(module)
-            state = {move.target.name: move.apply(self._read(move.source)) for move in self.plan.moves}
+            state = {move.target.name: move.array(self._read) for move in self.plan.moves}
             state |= {row.canonical: _neutral(row, row.canonical_shape) for row in self._missing_statistics()}
             load_state(built, state)
         self._release()
@@ -141,7 +145,8 @@ class ModelFile:
             return
         neutral = {row.external: _neutral(row, row.external_shape) for row in self._missing_statistics()}
         if self.recognition.layout == self.recognition.family.keras_layout:
-            state = {move.inward.external: self._read(move.source) for move in self.plan.moves}
+            moves = [move for move in self.plan.moves if isinstance(move, Move)]
+            state = {move.inward.external: self._read(move.source) for move in moves}
             load_state(model, state | neutral)
             self._release()
             return
@@ -157,7 +162,8 @@ class ModelFile:
     def _release(self) -> None:
         """Let the file's pages go before the forward pass needs memory."""
         for move in self.plan.moves:
-            self.reader.release(move.source)
+            for name in move.sources:
+                self.reader.release(name)
 
     def _read(self, name: str) -> Array:
         self.reader.check(name)

@@ -58,6 +58,7 @@ BUILT_IN_FORMATS = (
     "torch",
     "safetensors",
     "keras",
+    "keras2",
     "npz",
     "dcp",
     "deepspeed",

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from ckptkit.base.axes import IDENTITY, OPS, Op, Shape, Site
 
@@ -124,6 +124,12 @@ class Layout:
         None  # another layout whose names a file without head has, as dense prediction does
     )
     lacks: Mapping[str, Ignore] = field(default_factory=dict, hash=False)  # parts without names here, and why
+    zeros: Mapping[str, Ignore] = field(
+        default_factory=dict, hash=False
+    )  # the same, where they are all zeros
+    settings: Mapping[str, Any] = field(
+        default_factory=dict, hash=False
+    )  # what all code with these names does
     renames: tuple[tuple[str, str], ...] = ()  # replacements in expanded names that indices alone do not give
 
     @cached_property
@@ -199,7 +205,7 @@ def expand(layout: Layout, definitions: Iterable[Definition], sites: Mapping[str
     """
     bindings = []
     for definition in definitions:
-        if definition.part in layout.lacks:
+        if definition.part in layout.lacks or definition.part in layout.zeros:
             continue
         rule = layout.by_canonical[definition.name]
         op = OPS[rule.op]

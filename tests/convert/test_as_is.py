@@ -18,7 +18,7 @@ from ckptkit.formats.keras import unloadable
 from ckptkit.formats.names import EXTENSIONS
 from tests.support.tensors import OPAQUE, raw_safetensors, same_bits, specs_of, write_all
 
-FORMATS = ("safetensors", "torch", "tf", "keras", "npz", "dcp")
+FORMATS = ("safetensors", "torch", "tf", "keras", "keras2", "npz", "dcp")
 
 _RANDOM = np.random.default_rng(11)
 FLOATS = {
@@ -89,7 +89,7 @@ HELD_BY = {
     "float8_e4m3fn": {"safetensors", "torch", "tf", "dcp"},
     "bool": set(FORMATS),
     "complex64": set(FORMATS),
-    "complex128": {"torch", "tf", "npz", "keras", "dcp"},
+    "complex128": {"torch", "tf", "npz", "keras", "keras2", "dcp"},
     "uint16": set(FORMATS),
 }
 

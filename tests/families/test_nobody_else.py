@@ -21,7 +21,9 @@ EXCEPTIONS = {
     "demo.py": {"moat"},  # the entry that the demo shows unless told otherwise
     "cli/start_commands.py": {"moat"},
     "api/environment.py": {
+        "birder",
         "deeplab2",
+        "kecam",
         "openmixup",
     },  # a Literal; test_api.py holds it to the layouts
     "parity/causes_keras.py": {"pool_size"},  # an attribute of Keras' MaxPooling2D, not the setting

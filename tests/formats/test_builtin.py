@@ -106,7 +106,7 @@ def test_members_of_archives_are_called_by_every_ending() -> None:
 
 def test_help_lists_what_can_be_written() -> None:
     assert OUTPUT_HELP == (
-        "File (.safetensors, .pth, .weights.h5, .npz), prefix for tf (.ckpt), folder for dcp (.dcp)"
+        "File (.safetensors, .pth, .weights.h5, .h5, .npz), prefix for tf (.ckpt), folder for dcp (.dcp)"
     )
     assert EXTENSIONS["keras"] == ".weights.h5"
 
@@ -114,9 +114,9 @@ def test_help_lists_what_can_be_written() -> None:
 @pytest.mark.parametrize(
     ("dtype", "able"),
     [
-        ("float32", ["safetensors", "torch", "tf", "keras", "npz", "dcp"]),
+        ("float32", ["safetensors", "torch", "tf", "keras", "keras2", "npz", "dcp"]),
         ("bfloat16", ["safetensors", "torch", "tf", "keras", "dcp"]),
-        ("complex128", ["torch", "tf", "keras", "npz", "dcp"]),
+        ("complex128", ["torch", "tf", "keras", "keras2", "npz", "dcp"]),
     ],
 )
 def test_element_types(dtype: str, able: list[str]) -> None:

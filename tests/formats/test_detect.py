@@ -242,7 +242,7 @@ def test_writers_of_every_format(tmp_path: Path, format: str) -> None:
 
 
 def test_an_unknown_format() -> None:
-    with pytest.raises(UsageError, match="choose from safetensors, torch, tf, keras, npz"):
+    with pytest.raises(UsageError, match="choose from safetensors, torch, tf, keras, keras2, npz"):
         writer_for("xyz")
 
 

@@ -26,8 +26,9 @@ from ckptkit.base.errors import ConversionError, FormatError, NotFoundError, Usa
 from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.cli.output import ExitCode
 from ckptkit.formats.base import bytes_of
+from ckptkit.formats.builtin import BUILT_IN
 from ckptkit.formats.detect import open_reader
-from ckptkit.formats.keras import KerasH5Reader, KerasH5Writer
+from ckptkit.formats.keras import Keras2Writer, KerasH5Reader, KerasH5Writer
 from tests.support.commands import runner
 from tests.support.damage import mutations, survives
 from tests.support.hdf5_files import HOSTILE, KERNEL, compact, h5py, keras_file, legacy_file, legacy_weights
@@ -605,7 +606,7 @@ def test_weights_come_in_the_order_of_the_lists(tmp_path: Path, fixed: bool, spl
     assert same_bits(held["block/gamma"], BIAS * 2)
     assert not held["zeta/kernel"].flags.writeable
     assert not held["zeta/kernel"].flags.owndata
-    assert reader.format == "keras"
+    assert reader.format == "keras2"
     assert reader.metadata == {"keras_version": "2.15.0", "backend": "tensorflow"}
     assert (reader.notes, reader.also) == ((), {})
 
@@ -844,6 +845,71 @@ def test_any_names(tmp_path: Path, model: dict[str, list[str]], scopes: bool) ->
     assert [a.tolist() for a in held.values()] == [layers[layer][name].tolist() for layer, name in pairs]
 
 
+# -- writing them --------------------------------------------------------------------------------------------
+
+
+def write_keras_2(path: Path, held: dict[str, Any], metadata: dict[str, str] | None = None) -> Path:
+    write_all(Keras2Writer(path, specs_of(held), metadata or {}, force=True), held)
+    return path
+
+
+def test_keras_2_as_h5py_sees_it(tmp_path: Path) -> None:
+    held = {"zeta/kernel": LEGACY_KERNEL, "zeta/bias": BIAS, "block/conv/kernel": BIAS, "scale": np.int64(7)}
+    path = write_keras_2(tmp_path / "m.h5", held, META)
+    with h5py.File(path) as file:
+        attributes = {name: value.tolist() for name, value in file.attrs.items() if name != "ckptkit"}
+        assert attributes == {
+            "layer_names": [b"zeta", b"block"],
+            "backend": b"tensorflow",
+            "keras_version": b"2",
+        }
+        assert {name: group.attrs["weight_names"].tolist() for name, group in file.items()} == {
+            "zeta": [b"zeta/kernel:0", b"zeta/bias:0"],
+            "block": [b"block/conv/kernel:0"],
+            "top_level_model_weights": [b"scale:0"],
+        }
+        assert same_bits(file["zeta/zeta/kernel:0"][()], LEGACY_KERNEL)
+    found, reader = read(path)
+    assert list(found) == list(held)
+    assert all(same_bits(found[name], np.asarray(array)) for name, array in held.items())
+    assert (reader.format, reader.metadata) == ("keras2", META)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(names=st.sets(NAME, max_size=12))
+def test_keras_2_gives_any_names_back(tmp_path: Path, names: set[str]) -> None:
+    steps = {name: name.split("/") for name in names}
+    inner = {"/".join(parts[:length]) for parts in steps.values() for length in range(1, len(parts))}
+    held = {name: np.int32([i, 1]) for i, name in enumerate(sorted(names - inner))}
+    found, _ = read(write_keras_2(tmp_path / "m.h5", held))
+    assert {name: array.tolist() for name, array in found.items()} == {
+        name: array.tolist() for name, array in held.items()
+    }
+
+
+@pytest.mark.parametrize("count", [0, 1, 3000])
+def test_keras_2_lists_of_any_length(tmp_path: Path, count: int) -> None:
+    held = {f"a_layer_with_a_long_name_{i}/kernel": np.int32(i) for i in range(count)}
+    held |= {f"one/w{i}_of_a_long_name_that_fills_an_attribute": np.int32(-i) for i in range(count)}
+    held["scale"] = np.int32(9)
+    path = write_keras_2(tmp_path / "m.h5", held)
+    with h5py.File(path) as file:
+        parts = [name for name in file.attrs if name.startswith("layer_names")]
+        assert parts == (["layer_names"] if count < 2 else ["layer_names0", "layer_names1"])
+        assert sum(len(file.attrs[name]) for name in parts) == (count + 1 if count else 0)
+    found, _ = read(path)
+    assert list(found) == list(held)
+
+
+def test_keras_2_has_no_bfloat16() -> None:
+    able = {name for name in ("float32", "bfloat16", "int8") if BUILT_IN["keras2"].holds(spec_of(name))}
+    assert able == {"float32", "int8"}
+
+
+def spec_of(dtype: str) -> TensorSpec:
+    return TensorSpec("w", DTYPES[dtype], (2,))
+
+
 # -- hostile files -------------------------------------------------------------------------------------------
 
 
@@ -1067,7 +1133,7 @@ def test_a_moat_is_recognised_and_converts_like_the_published_file(run, tmp_path
     inspected = run("inspect", legacy, "--json")
     assert inspected.code == ExitCode.OK, inspected.err
     said = json.loads(inspected.out)
-    assert (said["format"], said["layout"], said["variant"]) == ("keras", "deeplab2", "tiny-moat0")
+    assert (said["format"], said["layout"], said["variant"]) == ("keras2", "deeplab2", "tiny-moat0")
     results = []
     for source in (published, legacy):
         target = tmp_path / f"{source.suffix[1:]}.safetensors"
@@ -1105,7 +1171,7 @@ def test_keras_itself_is_not_asked_to_load_it(run, tmp_path: Path) -> None:
     with models_here():
         done = run("parity", moat_as_keras_2(tmp_path / "moat.weights.h5", whole=True), "--resolution", "64")
     assert done.code == ExitCode.OK, done.err
-    assert "reads the original (keras, layout deeplab2, float32)" in done.out
+    assert "reads the original (keras2, layout deeplab2, float32)" in done.out
 
 
 # -- what Keras writes ---------------------------------------------------------------------------------------
@@ -1139,6 +1205,22 @@ def assert_holds(held: dict[str, Any], model: Any) -> None:
     wanted = {variable.path: np.asarray(variable) for variable in model.weights}
     assert held.keys() == wanted.keys()
     assert all(same_bits(held[name], array) for name, array in wanted.items())
+
+
+def test_keras_loads_by_name_what_is_written_for_keras_2(keras: Any, tmp_path: Path) -> None:
+    layers = keras.layers
+    image = keras.Input((8, 8, 3))
+    x = layers.BatchNormalization(name="bn")(layers.Conv2D(4, 3, name="conv")(image))
+    made = keras.Model(image, layers.Dense(5, name="head")(layers.GlobalAveragePooling2D()(x)))
+    random = np.random.default_rng(2)
+    held = {
+        variable.path: random.standard_normal(variable.shape, np.float32)
+        for layer in reversed(made.layers)
+        for variable in layer.weights
+    }
+    made.load_weights(write_keras_2(tmp_path / "m.h5", held), by_name=True)
+    assert len(held) == 8
+    assert all(same_bits(np.asarray(variable), held[variable.path]) for variable in made.weights)
 
 
 def test_keras_own_whole_model(model: Any, tmp_path: Path) -> None:

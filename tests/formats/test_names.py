@@ -32,6 +32,8 @@ from ckptkit.formats.names import (
         ("m.ckpt", "tf"),
         ("m.weights.h5", "keras"),
         ("m.Weights.H5", "keras"),
+        ("m.h5", "keras2"),
+        ("m.HDF5", "keras2"),
         ("m.npz", "npz"),
         ("my.npz/m.pth", "torch"),
         ("my.dir.v2/m.npz", "npz"),
@@ -87,8 +89,6 @@ def test_a_contradiction_is_refused_with_both_ways_out(format, other):
     ("name", "says", "instead"),
     [
         ("k.keras", "a whole Keras model", "k.weights.h5"),
-        ("k.h5", "Keras 2", "k.weights.h5"),
-        ("k.HDF5", "Keras 2", "k.weights.h5"),
         ("k.weights.json", "in shards", "k.weights.h5 --max-shard-size 5GB"),
         ("m.ckpt.index", "prefix", "m.ckpt"),
         ("m.index", "prefix", "m.ckpt"),
@@ -134,8 +134,8 @@ def test_other_words_for_formats(alias):
 @pytest.mark.parametrize(
     ("word", "hint"),
     [
-        ("pytroch", "did you mean torch? choose from safetensors, torch, tf, keras, npz, dcp"),
-        ("xyz", "choose from safetensors, torch, tf, keras, npz, dcp"),
+        ("pytroch", "did you mean torch? choose from safetensors, torch, tf, keras, keras2, npz, dcp"),
+        ("xyz", "choose from safetensors, torch, tf, keras, keras2, npz, dcp"),
         ("onnx", "Run: ckptkit export 'my model.pth' --to onnx"),
     ],
 )

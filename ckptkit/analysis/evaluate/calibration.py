@@ -316,7 +316,9 @@ def _write(
                 checksums[name] = writer.write(name, statistics[name])
                 continue
             move = moves[name]
-            reader.check(move.source)
-            checksums[name] = writer.write(name, move.apply(reader.read(move.source)))
-            reader.release(move.source)
+            for source in move.sources:
+                reader.check(source)
+            checksums[name] = writer.write(name, move.array(reader.read))
+            for source in move.sources:
+                reader.release(source)
         writer.finish(partial(check_written, specs=specs, checksums=checksums, output=output))

@@ -1,4 +1,7 @@
-"""MogaNet (arXiv:2211.03295), published for PyTorch by Westlake-AI: in OpenMixup, and in timm's style."""
+"""MogaNet (arXiv:2211.03295), published for PyTorch by Westlake-AI: in OpenMixup, and in timm's style.
+
+Others publish it too: kecam for Keras 2, birder for PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +21,27 @@ class MogaNet(Family):
     summary = "convolutions with multi-order gated aggregation"
     definitions = MOGANET_DEFINITIONS
     layouts = MOGANET_LAYOUTS
-    layout_titles: Mapping[str, str] = {"openmixup": "OpenMixup", "torch": "timm-style files"}
+    layout_titles: Mapping[str, str] = {
+        "openmixup": "OpenMixup",
+        "torch": "timm-style files",
+        "kecam": "keras_cv_attention_models",
+    }
     published_files: Mapping[str, PublishedFile] = {
         "openmixup": PublishedFile("torch", ".pth", published.openmixup_tree),
         "torch": PublishedFile("torch", ".pth.tar", published.timm_tree),
+        "kecam": PublishedFile("keras2", ".h5"),
+        "birder": PublishedFile("torch", ".pt", published.birder_tree),
     }
     containers: Mapping[str, Sequence[str]] = {
         "openmixup": ("torch",),
         "torch": ("torch",),
         "keras": ("keras", "tf"),
+        "kecam": ("keras2",),
+        "birder": ("torch",),
     }
-    default_layout: Mapping[str, str] = {"tf": "keras", "keras": "keras-h5"}
+    default_layout: Mapping[str, str] = {"tf": "keras", "keras": "keras-h5", "keras2": "kecam"}
     settings: Mapping[str, Setting] = {
-        # Without default: both functions are in use, and no tensor and no published file tells which.
+        # Without default: both functions are in use, and no tensor of the authors' files tells which.
         "attn_force_fp32": Setting(
             bool,
             "MogaNet: the gate of the OpenMixup configs, which applies its activation twice.",
@@ -51,6 +62,8 @@ class MogaNet(Family):
         (None, None, "RSB A3", "openmixup"): "open",
         (None, None, "DeiT", "torch"): "dot",
         ("mmpretrain", None, None, "openmixup"): "eye",
+        (None, None, None, "kecam"): "dot",
+        (None, None, None, "birder"): "dot",
     }
 
     @property

@@ -69,12 +69,15 @@ def moganet_sites(config: MogaNetConfig, *, num_classes: int | None) -> dict[str
     for stage, (width, depth, expansion) in enumerate(
         zip(config.widths, config.depths, config.expansions, strict=True), start=1
     ):
-        stages.append({"stage": stage, "in": previous, "out": width})
+        member = int(stage > 1)  # birder counts the embedding of the later stages, the blocks, the norm
+        stages.append({"stage": stage, "in": previous, "out": width, "member": member + depth})
         _, middle, high = value_split(width)
         blocks += [
             {
                 "stage": stage,
                 "block": block,
+                "ordinal": block + 1,
+                "member": member + block,
                 "number": len(blocks) + block,
                 "out": width,
                 "hidden": expansion * width,
@@ -93,15 +96,18 @@ def moganet_sites(config: MogaNetConfig, *, num_classes: int | None) -> dict[str
     }
 
 
+EMBEDDING_BIAS = "embedding_bias"
+"""The part that biases of convolutions before a norm are: an edition of the network has none."""
+
 _BLOCK = "blocks{stage}.{block}"
 _PATCH = "patch_embed{stage}"
 
 MOGANET_DEFINITIONS: tuple[Definition, ...] = (
-    *conv(f"{_PATCH}.projection.0", "stem", "in", 3, 3, 3),
+    *conv(f"{_PATCH}.projection.0", "stem", "in", 3, 3, 3, bias_part=EMBEDDING_BIAS),
     *batch_norm(f"{_PATCH}.projection.1", "stem", "in", counter=True),
-    *conv(f"{_PATCH}.projection.3", "stem", "out", "in", 3, 3),
+    *conv(f"{_PATCH}.projection.3", "stem", "out", "in", 3, 3, bias_part=EMBEDDING_BIAS),
     *batch_norm(f"{_PATCH}.projection.4", "stem", "out", counter=True),
-    *conv(f"{_PATCH}.projection", "downsample", "out", "in", 3, 3),
+    *conv(f"{_PATCH}.projection", "downsample", "out", "in", 3, 3, bias_part=EMBEDDING_BIAS),
     *batch_norm(f"{_PATCH}.norm", "downsample", "out", counter=True),
     Definition(f"{_BLOCK}.layer_scale_1", (1, "out", 1, 1), "block"),
     Definition(f"{_BLOCK}.layer_scale_2", (1, "out", 1, 1), "block"),

@@ -115,7 +115,7 @@ MMCV = Convention(
 """Multiply-adds as mmcv's ``get_model_complexity_info`` has them."""
 
 
-# -- what the two PyTorch releases hold around their state dicts ---------------------------------------------
+# -- what the PyTorch releases hold around their state dicts -------------------------------------------------
 
 
 def openmixup_tree(variant: str, dicts: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,3 +139,18 @@ def timm_tree(variant: str, dicts: Mapping[str, Any]) -> dict[str, Any]:
         "args": Namespace({"model": arch, "note": NOTE}),
         **dicts,
     }
+
+
+def birder_tree(variant: str, dicts: Mapping[str, Any]) -> dict[str, Any]:
+    """What birder writes: ``state``, and what its loader wants to know of the network."""
+    return {
+        "birder_version": "0.8.4",
+        "task": "image_classification",
+        "note": NOTE,
+        "state": dicts["state_dict"],
+        "rgb_stats": {"mean": BIRDER_MEAN, "std": BIRDER_STD},
+    }
+
+
+BIRDER_MEAN, BIRDER_STD = (0.5191, 0.5306, 0.4877), (0.2316, 0.2304, 0.2588)
+"""The library's default ``rgb_stats`` of images in [0, 1]; each file states its own."""
