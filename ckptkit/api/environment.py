@@ -25,7 +25,9 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 ExportTarget = Literal["hf", "onnx", "saved-model", "keras", "backbone"]
 CamMethod = Literal["gradcam", "hirescam", "gradcam++", "layercam", "eigencam", "ablationcam"]
 BuiltInFormat = Literal["safetensors", "torch", "tf", "keras", "keras2", "npz"]
-BuiltInLayout = Literal["torch", "keras", "keras-h5", "deeplab2", "openmixup", "kecam", "birder", "as-is"]
+BuiltInLayout = Literal[
+    "torch", "keras", "keras-h5", "deeplab2", "openmixup", "kecam", "birder", "wd-tagger", "as-is"
+]
 
 
 def workspace_of_environment(progress: Progress = seen_progress, mirrors: Sequence[str] = ()) -> Workspace:

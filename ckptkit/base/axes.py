@@ -331,6 +331,7 @@ OPS: dict[str, Op] = {
         Op("flatten", "h d", "(h d)"),
         Op("conv1x1_to_linear", "1 1 i o", "o i"),
         Op("linear", "i o", "o i"),
+        Op("linear_to_conv1x1", "i o", "o i 1 1"),
         Op("channels", "c", "1 c 1 1"),
     )
 }

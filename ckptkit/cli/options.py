@@ -234,7 +234,10 @@ def _parse_setting(text: str) -> tuple[str, Any]:
     try:
         if is_switch and lower in {"0", "1"}:
             return key, lower == "1"
-        given = _WORDS[lower] if lower in _WORDS else json.loads(lower)
+        try:
+            given = _WORDS[lower] if lower in _WORDS else json.loads(lower)
+        except ValueError:
+            given = lower  # a word, where the setting is one of several
         family.check_setting(key, given)
     except (ValueError, RecursionError, UsageError) as error:
         phrase = "yes or no (true, false, on, off, 1, 0)" if is_switch else family.settings[key].accepts

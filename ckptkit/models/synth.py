@@ -57,6 +57,7 @@ class Synthetic:
     # False leaves the BatchNorm moving statistics out, as MOAT's first uploads did
     bn_statistics: bool = True
     layout: str | None = None  # published layout, default the family's first: ``deeplab2`` for MOAT
+    num_classes: int | None = 1000  # outputs of the head; None: without it
 
     @cached_property
     def family(self) -> Family:
@@ -72,7 +73,8 @@ class Synthetic:
     def table(self) -> Table:
         """The published layout's tensors."""
         layout = self.layout or next(iter(self.family.published_files))
-        return self.family.table(layout, self.variant, Structure(self.pos_emb and self.family.has_pos_emb))
+        structure = Structure(self.pos_emb and self.family.has_pos_emb, self.num_classes)
+        return self.family.table(layout, self.variant, structure)
 
     def tensors(self) -> Iterator[SyntheticTensor]:
         """Everything in the file, in its order."""
@@ -117,19 +119,17 @@ def is_synthetic(reader: Reader, found: Recognition) -> bool:
     """
     import numpy
 
-    stand_in = Synthetic(found.variant)
-    first = next(
-        row for row in stand_in.table.bindings if row.canonical.endswith(".bias") and row.part == "body"
-    )
-    held = next(row for row in found.table.bindings if row.canonical == first.canonical)
+    held = next(row for row in found.table.bindings if row.canonical.endswith(".bias") and row.part == "body")
     name = next((one for one in (held.external, *held.aliases) if one in reader.specs), None)
-    if name is None or reader.specs[name].shape != first.external_shape:
+    if name is None or reader.specs[name].shape != held.external_shape:
         return False
     values = numpy.asarray(reader.read(name), dtype=numpy.float32)
-    return any(
-        numpy.allclose(values, recipe[first.external](), rtol=_ROUNDING, atol=0)
-        for recipe in (stand_in.family.synthetic_recipe(stand_in.table, raw=raw) for raw in (False, True))
-    )
+    family, likely = found.family, []
+    for layout in family.published_files:  # a recipe may go by the published names
+        table = Synthetic(found.variant, layout=layout).table
+        external = table.by_canonical[held.canonical].external
+        likely += [family.synthetic_recipe(table, raw=raw)[external] for raw in (False, True)]
+    return any(numpy.allclose(values, make(), rtol=_ROUNDING, atol=0) for make in likely)
 
 
 def synthetic_stand_in(name: Named, registry: Registry) -> tuple[Entry | None, Synthetic]:

@@ -24,7 +24,7 @@ from ckptkit.rules.language import Binding, Table
 from tests.support.tensors import specs_of, write_all
 
 SMALLEST = {"moat": "tiny-moat0", "moganet": "moganet-xt"}
-OF_OTHERS = {"kecam", "birder"}
+OF_OTHERS = {"kecam", "birder", "wd-tagger"}
 PAIRS = [
     (family, one, other)
     for family in SMALLEST

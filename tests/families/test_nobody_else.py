@@ -25,6 +25,7 @@ EXCEPTIONS = {
         "deeplab2",
         "kecam",
         "openmixup",
+        "wd-tagger",
     },  # a Literal; test_api.py holds it to the layouts
     "parity/causes_keras.py": {"pool_size"},  # an attribute of Keras' MaxPooling2D, not the setting
 }

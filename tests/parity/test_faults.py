@@ -116,6 +116,12 @@ def symmetric_padding() -> Any:
     return pad
 
 
+def other_layer_norm() -> Any:
+    import torch
+
+    return lambda width, _epsilon: torch.nn.LayerNorm(width, 1e-3)
+
+
 def no_position() -> Any:
     import torch
 
@@ -156,7 +162,7 @@ FAULTS: dict[str, tuple[Plant, str]] = {
     "key's and value's biases swapped": (swap_external("/v/bias", "/k/bias"), "stage4"),
     "mean and variance swapped": (swap_external("/moving_mean", "/moving_variance"), "stage1"),
     # Smaller numeric mistakes.
-    "wrong LN epsilon": (in_torch_model("LAYER_NORM_EPSILON", constant(1e-3)), "stage4"),
+    "wrong LN epsilon": (in_torch_model("_layer_norm", other_layer_norm), "stage4"),
     "query and key swapped in the position bias": (
         in_torch_model("position_bias", swapped_position),
         "stage4",

@@ -1,16 +1,22 @@
-"""MOAT (arXiv:2210.01820), published for TensorFlow by google-research/deeplab2."""
+"""MOAT (arXiv:2210.01820), published for TensorFlow by google-research/deeplab2, and as a tagger."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 from ckptkit.base.tensors import Array, TensorSpec
 from ckptkit.families.base import Family, PublishedFile, Setting, Structure, TableSizes
 from ckptkit.families.moat import published
-from ckptkit.families.moat.config import MOAT_CONFIGS, MOAT_DEFINITIONS, POSITION_TABLE, moat_sites
+from ckptkit.families.moat.config import (
+    LAYER_NORM_EPSILON,
+    MOAT_CONFIGS,
+    MOAT_DEFINITIONS,
+    POSITION_TABLE,
+    moat_sites,
+)
 from ckptkit.families.moat.layouts import MOAT_LAYOUTS
 from ckptkit.families.moat.windows import parse_window_size
 from ckptkit.families.synthetic import Make
@@ -24,12 +30,16 @@ class Moat(Family):
     summary = "mobile convolutions (inverted residuals) and self-attention, merged into one block"
     definitions = MOAT_DEFINITIONS
     layouts = MOAT_LAYOUTS
-    layout_titles: Mapping[str, str] = {"deeplab2": "DeepLab2"}
-    published_files: Mapping[str, PublishedFile] = {"deeplab2": PublishedFile("tf", ".tar.gz")}
+    layout_titles: Mapping[str, str] = {"deeplab2": "DeepLab2", "wd-tagger": "WD taggers"}
+    published_files: Mapping[str, PublishedFile] = {
+        "deeplab2": PublishedFile("tf", ".tar.gz"),
+        "wd-tagger": PublishedFile("tf", ".tar.gz"),
+    }
     containers: Mapping[str, Sequence[str]] = {
         "deeplab2": ("tf",),
         "torch": ("torch",),
         "keras": ("keras", "tf"),
+        "wd-tagger": ("tf",),
     }
     default_layout: Mapping[str, str] = {"tf": "deeplab2", "keras": "keras-h5"}
     settings: Mapping[str, Setting] = {
@@ -44,6 +54,24 @@ class Moat(Family):
             check=parse_window_size,
         ),
         "global_attention": Setting(bool, "MOAT: the last block of a stage sees all.", False),
+        "se_activation": Setting(
+            Literal["swish", "gelu"],
+            "MOAT: activation inside squeeze-and-excite.",
+            "swish",
+            takes="swish or gelu",
+        ),
+        "layer_norm_epsilon": Setting(
+            Annotated[float, Gt(0), Lt(1)],
+            "MOAT: epsilon of every LayerNorm.",
+            LAYER_NORM_EPSILON,
+            takes="a number between 0 and 1",
+        ),
+        "input_order": Setting(
+            Literal["rgb", "bgr"],
+            "MOAT: order of the channels that the weights want; models take RGB and turn it.",
+            "rgb",
+            takes="rgb or bgr",
+        ),
     }
     has_pos_emb = True
     models: Mapping[str, str] = {
@@ -60,6 +88,7 @@ class Moat(Family):
         ("strong", False, None, "deeplab2"): "open",
         ("tiny", True, None, "deeplab2"): "tint",
         ("tiny", False, None, "deeplab2"): "dot",
+        (None, False, None, "wd-tagger"): "dot",
     }
 
     @property

@@ -91,9 +91,19 @@ def batch_norm(name: str) -> Any:
     return keras.layers.BatchNormalization(axis=-1, epsilon=BATCH_NORM_EPSILON, name=name, dtype="float32")
 
 
-def layer_norm(name: str) -> Any:
+def layer_norm(name: str, epsilon: float) -> Any:
     """Make a layer normalization over channels."""
-    return keras.layers.LayerNormalization(axis=-1, epsilon=LAYER_NORM_EPSILON, name=name, dtype="float32")
+    return keras.layers.LayerNormalization(axis=-1, epsilon=epsilon, name=name, dtype="float32")
+
+
+def squeezed_activation(x: Tensor, kind: str) -> Tensor:
+    """Activate what squeeze-and-excitation has squeezed."""
+    return gelu(x) if kind == "gelu" else keras.ops.silu(x)
+
+
+def in_order(images: Tensor, order: str) -> Tensor:
+    """Images with their channels as the weights want them; they come as RGB."""
+    return tf.reverse(images, [-1]) if order == "bgr" else images
 
 
 class Stem(keras.layers.Layer):
@@ -118,8 +128,9 @@ class Stem(keras.layers.Layer):
 class SqueezeExcite(keras.layers.Layer):
     """Scale each channel by what the mean of all channels says of it."""
 
-    def __init__(self, squeezed: int, width: int, name: str = "se") -> None:
+    def __init__(self, squeezed: int, width: int, activation: str = "swish", name: str = "se") -> None:
         super().__init__(name=name, dtype="float32")
+        self.activation = activation
         self.reduce_conv2d = conv("reduce_conv2d", squeezed)
         self.expand_conv2d = conv("expand_conv2d", width)
 
@@ -129,7 +140,8 @@ class SqueezeExcite(keras.layers.Layer):
 
     def call(self, x: Tensor) -> Tensor:
         """(N, H, W, width) to the same shape."""
-        squeezed = keras.ops.silu(self.reduce_conv2d(keras.ops.mean(x, axis=(1, 2), keepdims=True)))
+        squeezed = self.reduce_conv2d(keras.ops.mean(x, axis=(1, 2), keepdims=True))
+        squeezed = squeezed_activation(squeezed, self.activation)
         return x * keras.ops.sigmoid(self.expand_conv2d(squeezed))
 
 
@@ -206,9 +218,16 @@ def in_windows(function: Callable[[Tensor], Tensor], x: Tensor, window: Window) 
 class MBConvBlock(keras.layers.Layer):
     """Inverted bottleneck with squeeze-and-excitation, normalized before its convolutions."""
 
-    squeeze_excite = True
-
-    def __init__(self, channels: int, width: int, stride: int, pool_size: int, name: str) -> None:
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        stride: int,
+        pool_size: int,
+        name: str,
+        *,
+        se_activation: str | None,
+    ) -> None:
         super().__init__(name=name, dtype="float32")
         self.channels, self.stride, self.pool_size = channels, stride, pool_size
         hidden = EXPANSION * width
@@ -218,7 +237,8 @@ class MBConvBlock(keras.layers.Layer):
         self.expand_norm = batch_norm("expand_norm")
         self.depthwise_conv = depthwise_conv("depthwise_conv", 3, strides=stride, bias=False)
         self.depthwise_norm = batch_norm("depthwise_norm")
-        self.se = SqueezeExcite(int(SE_RATIO * width), hidden) if self.squeeze_excite else None
+        squeezed = int(SE_RATIO * width)
+        self.se = SqueezeExcite(squeezed, hidden, se_activation) if se_activation else None
         self.shrink_conv = conv("shrink_conv", width)
 
     def build(self, input_shape: Sequence[int | None]) -> None:
@@ -249,8 +269,6 @@ class MBConvBlock(keras.layers.Layer):
 class MoatBlock(MBConvBlock):
     """Inverted bottleneck without squeeze-and-excitation, then self-attention."""
 
-    squeeze_excite = False
-
     def __init__(
         self,
         channels: int,
@@ -261,10 +279,11 @@ class MoatBlock(MBConvBlock):
         *,
         table_size: Size | None,
         window: Window,
+        epsilon: float,
     ) -> None:
-        super().__init__(channels, width, stride, pool_size, name)
+        super().__init__(channels, width, stride, pool_size, name, se_activation=None)
         self.window = window
-        self.attention_norm = layer_norm("attention_norm")
+        self.attention_norm = layer_norm("attention_norm", epsilon)
         self.attention = Attention(width, table_size)
 
     def build(self, input_shape: Sequence[int | None]) -> None:
@@ -299,10 +318,16 @@ class MoatModel(StagedModel):
         pool_size: int = 2,
         window_size: WindowSize = None,
         global_attention: bool = False,
+        se_activation: str = "swish",
+        layer_norm_epsilon: float = LAYER_NORM_EPSILON,
+        input_order: str = "rgb",
         table_sizes: Sequence[Sequence[int]] | None = None,
     ) -> None:
         config = moat_config(variant)
         MOAT.check_setting("pool_size", pool_size)
+        MOAT.check_setting("se_activation", se_activation)
+        MOAT.check_setting("layer_norm_epsilon", layer_norm_epsilon)
+        MOAT.check_setting("input_order", input_order)
         super().__init__(
             "moat",
             variant,
@@ -315,6 +340,9 @@ class MoatModel(StagedModel):
         self.pos_emb = pos_emb
         self.pool_size = pool_size
         self.global_attention = global_attention
+        self.se_activation = se_activation
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.input_order = input_order
         sizes = [(rows, columns) for rows, columns in table_sizes or PUBLISHED_TABLE_SIZES]
         self.table_sizes = dict(zip(POSITION_TABLE_SIZE, sizes, strict=True))
         self.windows = parse_window_size(window_size)
@@ -337,7 +365,8 @@ class MoatModel(StagedModel):
         """Make the classifier, and the norm before it."""
         self.logits_head = None
         if self.num_classes is not None:
-            self.final_layer_norm = self.final_layer_norm or layer_norm("final_layer_norm")
+            norm = self.final_layer_norm or layer_norm("final_layer_norm", self.layer_norm_epsilon)
+            self.final_layer_norm = norm
             self.logits_head = conv("logits_head", self.num_classes)
 
     def build_head(self) -> None:
@@ -350,7 +379,9 @@ class MoatModel(StagedModel):
         name = f"block_{stage:02d}_{block:02d}"
         stride = 2 if block == 0 else 1
         if stage < FIRST_ATTENTION_STAGE:
-            return MBConvBlock(channels, width, stride, self.pool_size, name)
+            return MBConvBlock(
+                channels, width, stride, self.pool_size, name, se_activation=self.se_activation
+            )
         return MoatBlock(
             channels,
             width,
@@ -359,6 +390,7 @@ class MoatModel(StagedModel):
             name,
             table_size=self.table_sizes[stage] if self.pos_emb else None,
             window=None if last and self.global_attention else self.windows[stage],
+            epsilon=self.layer_norm_epsilon,
         )
 
     def build(self, input_shape: Any) -> None:
@@ -371,7 +403,7 @@ class MoatModel(StagedModel):
     def forward_stages(self, inputs: Any, *, head: bool = True) -> dict[str, Tensor]:
         """Run the model and keep what each stage gives."""
         self.check_input(inputs)
-        x = self.stem(keras.ops.convert_to_tensor(inputs, dtype="float32"))
+        x = self.stem(in_order(keras.ops.convert_to_tensor(inputs, dtype="float32"), self.input_order))
         outputs = {STAGES[0]: x}
         for count, block in enumerate(self.blocks, start=1):
             x = block(x)
@@ -404,6 +436,9 @@ class MoatModel(StagedModel):
             "pool_size": self.pool_size,
             "window_size": {str(stage): window for stage, window in self.windows.items()},
             "global_attention": self.global_attention,
+            "se_activation": self.se_activation,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "input_order": self.input_order,
             "table_sizes": [list(size) for size in self.table_sizes.values()],
         }
 

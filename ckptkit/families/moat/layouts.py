@@ -1,4 +1,8 @@
-"""How MOAT's tensors are called outside PyTorch: deeplab2's TensorFlow names, Keras 3's, and its files'."""
+"""How MOAT's tensors are called outside PyTorch: deeplab2's TensorFlow names, Keras 3's, and its files'.
+
+The names of the tagger: SmilingWolf/SW-CV-ModelZoo at 8766d2a, whose code writes the model's published
+metadata to the last bit; each was compared.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,14 @@ from ckptkit.rules.language import Ignore, Layout, Rule
 _BLOCK = "stages.{stage}.{block}"
 _TF_BLOCK = "moat/block_{stage:02d}_{block:02d}"
 
+_HEADS = {
+    f"{_BLOCK}.attention.relative_position_embedding": ("relative_position_embedding", "identity"),
+    **{f"{_BLOCK}.attention.{name}.weight": ("weight", "heads_in") for name in "qkv"},
+    **{f"{_BLOCK}.attention.{name}.bias": ("bias", "flatten") for name in "qkv"},
+    f"{_BLOCK}.attention.o.weight": ("weight", "heads_out"),
+}
+"""Last names and ops of attention's tensors, which TensorFlow's code keeps by heads."""
+
 _rules = partial(
     tensorflow_rules,
     MOAT_DEFINITIONS,
@@ -31,10 +43,7 @@ _rules = partial(
         "head": "moat/logits_head",
     },
     others={
-        f"{_BLOCK}.attention.relative_position_embedding": ("relative_position_embedding", "identity"),
-        **{f"{_BLOCK}.attention.{name}.weight": ("weight", "heads_in") for name in "qkv"},
-        **{f"{_BLOCK}.attention.{name}.bias": ("bias", "flatten") for name in "qkv"},
-        f"{_BLOCK}.attention.o.weight": ("weight", "heads_out"),
+        **_HEADS,
         "head.weight": ("kernel", "conv1x1_to_linear"),
     },
     optional="moat/stem/",  # models built in TF2 name the stem's layers without it
@@ -82,4 +91,49 @@ TORCH = Layout(
     around=AROUND,
 )
 
-MOAT_LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (TORCH, DEEPLAB2, KERAS, KERAS_H5)}
+_WD_BLOCK = "stage{stage}_block{block}_"
+
+WD_TAGGER = Layout(
+    "wd-tagger",
+    tensorflow_rules(
+        MOAT_DEFINITIONS,
+        {
+            "stem.conv_0": "root_conv2d_01",
+            "stem.norm_0": "root_bn",
+            "stem.conv_1": "root_conv2d_02",
+            f"{_BLOCK}.shortcut_conv": f"{_WD_BLOCK}mb_shortcut_conv",
+            f"{_BLOCK}.pre_norm": f"{_WD_BLOCK}mb_bn_01",
+            f"{_BLOCK}.expand_conv": f"{_WD_BLOCK}mb_conv2d_01",
+            f"{_BLOCK}.expand_norm": f"{_WD_BLOCK}mb_bn_02",
+            f"{_BLOCK}.depthwise_conv": f"{_WD_BLOCK}mb_conv2d_02",
+            f"{_BLOCK}.depthwise_norm": f"{_WD_BLOCK}mb_bn_03",
+            f"{_BLOCK}.se.reduce": f"{_WD_BLOCK}mb_se_dense_01",
+            f"{_BLOCK}.se.expand": f"{_WD_BLOCK}mb_se_dense_02",
+            f"{_BLOCK}.shrink_conv": f"{_WD_BLOCK}mb_conv2d_03",
+            f"{_BLOCK}.attention_norm": f"{_WD_BLOCK}ln",
+            f"{_BLOCK}.attention": f"{_WD_BLOCK}attention",
+            "norm": "predictions_norm",
+            "head": "predictions_dense",
+        },
+        others={
+            **_HEADS,
+            f"{_BLOCK}.se.reduce.weight": ("kernel", "linear_to_conv1x1"),
+            f"{_BLOCK}.se.expand.weight": ("kernel", "linear_to_conv1x1"),
+        },
+        depthwise="depthwise_kernel",
+    ),
+    ignores=TRAINING,
+    lacks={"position": Ignore("position tables", "", "the taggers' code has none")},
+    settings={
+        "pool_size": 3,
+        "window_size": [14, None],
+        "se_activation": "gelu",
+        "layer_norm_epsilon": 1e-3,
+        "input_order": "bgr",
+    },
+)
+"""WD 1.4 MOAT Tagger V2: dense layers in squeeze-and-excite, windows in the third stage alone."""
+
+MOAT_LAYOUTS: dict[str, Layout] = {
+    layout.name: layout for layout in (TORCH, DEEPLAB2, KERAS, KERAS_H5, WD_TAGGER)
+}

@@ -90,6 +90,16 @@ def _deeplab2_remarks(backbone: Backbone) -> list[str]:
             f"These weights were trained with pool_size {backbone.settings['pool_size']}; deeplab2 builds "
             "backbones with 3 (get_model's default, which its builder does not change)."
         )
+    another = {
+        key: value
+        for key, value in (("se_activation", "swish"), ("layer_norm_epsilon", 1e-5), ("input_order", "rgb"))
+        if backbone.settings[key] != value
+    }
+    for key, value in another.items():
+        remarks.append(
+            f"These weights are for {key} {backbone.settings[key]}; deeplab2 has {value}, which is another "
+            "function."
+        )
     if backbone.normalization != "half":
         remarks.append(
             "These weights were trained on input with the ImageNet mean and standard deviation; kMaX-DeepLab "

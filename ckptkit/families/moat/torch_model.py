@@ -124,8 +124,8 @@ def _batch_norm(width: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(width, eps=BATCH_NORM_EPSILON)
 
 
-def _layer_norm(width: int) -> nn.LayerNorm:
-    return nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+def _layer_norm(width: int, epsilon: float) -> nn.LayerNorm:
+    return nn.LayerNorm(width, eps=epsilon)
 
 
 class Stem(nn.Module):
@@ -145,14 +145,16 @@ class Stem(nn.Module):
 class SqueezeExcite(nn.Module):
     """Channels gated by a bottleneck on their mean."""
 
-    def __init__(self, width: int, squeezed: int) -> None:
+    def __init__(self, width: int, squeezed: int, activation: str = "swish") -> None:
         super().__init__()
+        self.activation = activation
         self.reduce = SameConv2d(width, squeezed, 1)
         self.expand = SameConv2d(squeezed, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` to the same shape."""
-        gate = self.expand(F.silu(self.reduce(x.mean(dim=(2, 3), keepdim=True))))
+        activated = {"swish": F.silu, "gelu": gelu}[self.activation]
+        gate = self.expand(activated(self.reduce(x.mean(dim=(2, 3), keepdim=True))))
         return x * gate.sigmoid()
 
 
@@ -192,7 +194,7 @@ class Attention(nn.Module):
 class _Block(nn.Module):
     """What both kinds of block share: the shortcut and the inverted bottleneck."""
 
-    def __init__(self, site: Site, *, pool_size: int, squeeze: bool) -> None:
+    def __init__(self, site: Site, *, pool_size: int, squeeze: str | None) -> None:
         super().__init__()
         inside, out, hidden = site["in"], site["out"], site["hidden"]
         self.stride = 2 if site["block"] == 0 else 1
@@ -203,7 +205,7 @@ class _Block(nn.Module):
         self.expand_norm = _batch_norm(hidden)
         self.depthwise_conv = SameConv2d(hidden, hidden, 3, stride=self.stride, groups=hidden, bias=False)
         self.depthwise_norm = _batch_norm(hidden)
-        self.se = SqueezeExcite(hidden, site["squeezed"]) if squeeze else None
+        self.se = SqueezeExcite(hidden, site["squeezed"], squeeze) if squeeze else None
         self.shrink_conv = SameConv2d(hidden, out, 1)
 
     def shortcut(self, x: Tensor) -> Tensor:
@@ -224,17 +226,19 @@ class _Block(nn.Module):
 class MBConvBlock(_Block):
     """Inverted bottleneck with squeeze-and-excite: stages 0 and 1."""
 
-    def __init__(self, site: Site, *, pool_size: int) -> None:
-        super().__init__(site, pool_size=pool_size, squeeze=True)
+    def __init__(self, site: Site, *, pool_size: int, se_activation: str) -> None:
+        super().__init__(site, pool_size=pool_size, squeeze=se_activation)
 
 
 class MoatBlock(_Block):
     """Inverted bottleneck, then windowed attention: stages 2 and 3."""
 
-    def __init__(self, site: Site, *, pool_size: int, pos_emb: bool, window: Size | None) -> None:
-        super().__init__(site, pool_size=pool_size, squeeze=False)
+    def __init__(
+        self, site: Site, *, pool_size: int, pos_emb: bool, window: Size | None, epsilon: float
+    ) -> None:
+        super().__init__(site, pool_size=pool_size, squeeze=None)
         self.window = window
-        self.attention_norm = _layer_norm(site["out"])
+        self.attention_norm = _layer_norm(site["out"], epsilon)
         self.attention = Attention(
             site["out"], (site["table_rows"], site["table_columns"]) if pos_emb else None
         )
@@ -261,6 +265,9 @@ class MoatModel(StagedModel):
         pool_size: int,
         windows: Mapping[int, Size | None],
         global_attention: bool,
+        se_activation: str,
+        layer_norm_epsilon: float,
+        input_order: str,
         table_sizes: TableSizes | None = None,
     ) -> None:
         super().__init__(
@@ -270,29 +277,39 @@ class MoatModel(StagedModel):
             num_classes=num_classes,
             features_only=features_only,
         )
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.input_order = input_order
         self.stem = Stem(config.stem)
         self.stages = nn.ModuleList(nn.ModuleList() for _ in config.depths)
         sites = moat_sites(config, pos_emb=pos_emb, num_classes=num_classes, table_sizes=table_sizes)
         for site in sites["block"]:
             stage, block = site["stage"], site["block"]
             if stage < FIRST_ATTENTION_STAGE:
-                self.stages[stage].append(MBConvBlock(site, pool_size=pool_size))
+                mbconv = MBConvBlock(site, pool_size=pool_size, se_activation=se_activation)
+                self.stages[stage].append(mbconv)
                 continue
             last = block == config.depths[stage] - 1
             window = None if global_attention and last else windows[stage]
-            self.stages[stage].append(MoatBlock(site, pool_size=pool_size, pos_emb=pos_emb, window=window))
-        self.norm: nn.Module | None = None if num_classes is None else _layer_norm(config.widths[-1])
+            self.stages[stage].append(
+                MoatBlock(
+                    site, pool_size=pool_size, pos_emb=pos_emb, window=window, epsilon=layer_norm_epsilon
+                )
+            )
+        self.norm: nn.Module | None = None
+        if num_classes is not None:
+            self.norm = _layer_norm(config.widths[-1], layer_norm_epsilon)
         self.head = None if num_classes is None else nn.Linear(config.widths[-1], num_classes)
 
     def reset_classifier(self, num_classes: int | None) -> None:
         """As for every model; one that had no head gets the norm before it, too."""
         super().reset_classifier(num_classes)
         if self.head is not None and self.norm is None:
-            self.norm = _layer_norm(self.num_features).to(next(self.head.parameters()))
+            norm = _layer_norm(self.num_features, self.layer_norm_epsilon)
+            self.norm = norm.to(next(self.head.parameters()))
 
     def stage_outputs(self, x: Tensor) -> list[Tensor]:
         """The stem's map, then that of each stage of blocks."""
-        outputs = [self.stem(x)]
+        outputs = [self.stem(x.flip(1) if self.input_order == "bgr" else x)]
         for stage in self.stages:
             x = outputs[-1]
             for block in stage:
@@ -316,6 +333,9 @@ def build(
     pool_size: int = 2,
     window_size: WindowSize = None,
     global_attention: bool = False,
+    se_activation: str = "swish",
+    layer_norm_epsilon: float = LAYER_NORM_EPSILON,
+    input_order: str = "rgb",
     table_sizes: TableSizes | None = None,
 ) -> MoatModel:
     """Build a MOAT in evaluation mode, in float32, with random weights.
@@ -329,6 +349,9 @@ def build(
     """
     config = moat_config(variant)
     MOAT.check_setting("pool_size", pool_size)
+    MOAT.check_setting("se_activation", se_activation)
+    MOAT.check_setting("layer_norm_epsilon", layer_norm_epsilon)
+    MOAT.check_setting("input_order", input_order)
     size = parse_size(config.resolution if resolution is None else resolution, "resolution")
     windows = parse_window_size(window_size)
     if resolution is not None:
@@ -342,6 +365,9 @@ def build(
         pool_size=pool_size,
         windows=windows,
         global_attention=global_attention,
+        se_activation=se_activation,
+        layer_norm_epsilon=layer_norm_epsilon,
+        input_order=input_order,
         table_sizes=table_sizes,
     )
     model.float().eval()

@@ -85,12 +85,12 @@ def symmetric_padding(layer, x):
     return layer(tf.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
 
 
-right_bias = keras_model.position_bias
+right_bias, right_norm = keras_model.position_bias, keras_model.layer_norm
 
 
 MISTAKES = {
-    "LayerNorm epsilon 1e-6": ("LAYER_NORM_EPSILON", 1e-6, 5e-5),
-    "LayerNorm epsilon 1e-3": ("LAYER_NORM_EPSILON", 1e-3, 6e-3),
+    "LayerNorm epsilon 1e-6": ("layer_norm", lambda name, _: right_norm(name, 1e-6), 5e-5),
+    "LayerNorm epsilon 1e-3": ("layer_norm", lambda name, _: right_norm(name, 1e-3), 6e-3),
     "BatchNorm epsilon 1e-5": ("BATCH_NORM_EPSILON", 1e-5, 1e-2),
     "tanh GELU": ("gelu", lambda x: keras.ops.gelu(x, approximate=True), 9e-4),
     "resize with aligned corners": ("resize_table", align_corners, 2e-4),
@@ -459,11 +459,10 @@ def test_squeeze_excite_by_definition():
     np.testing.assert_allclose(layer(image).numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("make", "epsilon"), [(keras_model.batch_norm, 1e-3), (keras_model.layer_norm, 1e-5)]
-)
-def test_epsilons(make, epsilon):
-    assert make("norm").epsilon == epsilon
+def test_epsilons():
+    model = keras_model.MoatModel("tiny-moat0")
+    assert model.blocks[0].pre_norm.epsilon == 1e-3
+    assert model.blocks[-1].attention_norm.epsilon == model.final_layer_norm.epsilon == 1e-5
 
 
 def test_layers_stay_float32_under_another_policy():

@@ -120,8 +120,8 @@ def _tanh_gelu(x: Any) -> Any:
 position_bias, same_padding = torch_model.position_bias, torch_model.same_padding
 
 MISTAKES: dict[str, tuple[str, Any, float]] = {
-    "LayerNorm epsilon 1e-6": ("LAYER_NORM_EPSILON", 1e-6, 5e-5),
-    "LayerNorm epsilon 1e-3": ("LAYER_NORM_EPSILON", 1e-3, 6e-3),
+    "LayerNorm epsilon 1e-6": ("_layer_norm", lambda width, _: torch.nn.LayerNorm(width, 1e-6), 5e-5),
+    "LayerNorm epsilon 1e-3": ("_layer_norm", lambda width, _: torch.nn.LayerNorm(width, 1e-3), 6e-3),
     "BatchNorm epsilon 1e-5": ("BATCH_NORM_EPSILON", 1e-5, 1e-2),
     "tanh GELU": ("gelu", _tanh_gelu, 9e-4),
     "table resized with aligned corners": ("position_bias", _aligned_corners, 2e-4),
