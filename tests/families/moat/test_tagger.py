@@ -1,8 +1,8 @@
 """The WD tagger's edition of MOAT against what its published code computed.
 
 ``wd_tiny`` holds the variables of a small model of that code as TensorFlow 2.10.1 wrote them, and the
-recorded logits are its; ``golden_wd_moat2.npz`` has those of the published size, of weights by the recipe and of the
-published variable names, whose pairs with deeplab2's are in ``wd_rules.json``.
+recorded logits are its; ``golden_wd_moat2.npz`` has those of the published size, of weights by the recipe and
+the published variable names, whose pairs with deeplab2's are in ``wd_rules.json``.
 """
 
 from __future__ import annotations
