@@ -153,9 +153,9 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` to the same shape."""
-        activated = {"swish": F.silu, "gelu": gelu}[self.activation]
-        gate = self.expand(activated(self.reduce(x.mean(dim=(2, 3), keepdim=True))))
-        return x * gate.sigmoid()
+        squeezed = self.reduce(x.mean(dim=(2, 3), keepdim=True))
+        squeezed = gelu(squeezed) if self.activation == "gelu" else F.silu(squeezed)
+        return x * self.expand(squeezed).sigmoid()
 
 
 class Attention(nn.Module):
