@@ -135,8 +135,9 @@ def parity(
         synthetic=chosen.synthetic,
     )
 
-    known = partial(with_models, workspace, synthetic=True)
-    every = with_models(workspace, synthetic=chosen.synthetic) if all_entries else None
+    serving = ("whole", "backbone")
+    known = partial(with_models, workspace, synthetic=True, serving=serving)
+    every = with_models(workspace, synthetic=chosen.synthetic, serving=serving) if all_entries else None
     names = targets(context, workspace, what, "compare", among=known, every=every)
     if converted is not None and len(names) > 1:
         raise UsageError("--converted works for a single checkpoint", hint="name its source alone")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
@@ -22,13 +22,14 @@ from ckptkit.base.shown import Marked, Note, Piece, Shown
 from ckptkit.base.tensors import TensorSpec
 from ckptkit.base.text import counted
 from ckptkit.compare.arrays import ValueRange, value_range
-from ckptkit.families.base import Family, Structure, families, family_of_variant
+from ckptkit.families.base import Family, Structure, families, family_of_variant, get_family
 from ckptkit.families.binding import FileFacts, Match, Weights, match
 from ckptkit.families.layouts import whole_model
 from ckptkit.families.recognition import Recognition, recognise
+from ckptkit.families.synthetic import is_counter, is_statistic
 from ckptkit.formats.base import Reader
 from ckptkit.formats.builtin import format_of
-from ckptkit.rules.language import Binding
+from ckptkit.rules.language import Binding, Shape
 
 if TYPE_CHECKING:
     from ckptkit.registry.schema import Entry
@@ -146,6 +147,9 @@ def _shown_items(check: Check, *, everything: bool) -> list[str]:
 
 # -- the verification ----------------------------------------------------------------------------------------
 
+_EMA_BUFFERS = "ema_"
+"""How mmcv's hook begins the names of moving averages, which a file may have of every part."""
+
 _COPIES = frozenset({"moving averages", "raw weights"})
 """Rules that leave out the copy of the weights that was not chosen: its values are looked at all the same."""
 
@@ -174,7 +178,7 @@ def verify_checkpoint(
         )
         checksum = check_checksum(located, progress)
         roles = fitted.roles(reader.specs)
-        wanted, left_out = _to_look_at(reader.specs, fitted)
+        wanted, left_out = _to_look_at(reader.specs, fitted, around_in(entry))
         total = sum(spec.nbytes for spec in reader.specs.values())
         with progress(f"reading {located.name}", total) as advance:
             passed = _read_once(reader, wanted, deep=deep, advance=advance)
@@ -222,10 +226,12 @@ class _Pass:
     damaged: dict[str, str] = field(default_factory=dict)
 
 
-def _to_look_at(specs: Mapping[str, TensorSpec], fitted: Fit) -> tuple[frozenset[str], Counter[str]]:
+def _to_look_at(
+    specs: Mapping[str, TensorSpec], fitted: Fit, around: Collection[str]
+) -> tuple[frozenset[str], Counter[str]]:
     """Names whose values are looked at, and how many are not, by reason."""
     ignored = fitted.match.ignored if fitted.match else ()
-    leftovers = {one.name for one in ignored if one.rule not in _COPIES}
+    leftovers = {one.name for one in ignored if one.rule not in _COPIES and one.name not in around}
     wanted = {name for name, spec in specs.items() if name not in leftovers and has_values(spec)}
     why = Counter(
         "left out by rule"
@@ -397,17 +403,25 @@ def fit(
     if found is None:
         return Fit(_unrecognised(specs, wanted, likeliest))
     found = _settled(found, specs, entry if variant is None else None)
+    around = around_in(entry)
     known = known or FileFacts(default_copy=entry.weights if entry else None)
     try:
         matched = match(specs, found, weights=weights, known=known)
     except ConversionError as error:  # only some parameters have the copy that is to be taken
         second = found.table.layout.second_copy
         matched = match(specs, found, weights=second.plain if second else "raw", known=known)
-        check = _check_names(matched, specs, likeliest)
+        check = _check_names(matched, specs, likeliest, around)
         return Fit(
             Check(NAMES, "failed", str(error), check.items if check.status == "failed" else ()), matched
         )
-    return Fit(_check_names(matched, specs, likeliest), matched)
+    return Fit(_check_names(matched, specs, likeliest, around), matched)
+
+
+def around_in(entry: Entry | None) -> Mapping[str, Shape]:
+    """What is known of the tensors around the backbone in an entry's file."""
+    if entry is None or entry.serves != "backbone" or entry.family not in families():
+        return {}
+    return get_family(entry.family).parts_around(entry)
 
 
 def _unrecognised(
@@ -451,7 +465,12 @@ def _has_head(found: Recognition, specs: Mapping[str, TensorSpec]) -> bool:
     return rule is not None and any(name in specs for name in (rule.external, *rule.aliases))
 
 
-def _check_names(found: Match, specs: Mapping[str, TensorSpec], likeliest: Recognition | None) -> Check:
+def _check_names(
+    found: Match,
+    specs: Mapping[str, TensorSpec],
+    likeliest: Recognition | None,
+    around: Mapping[str, Shape],
+) -> Check:
     recognition = found.recognition
     table = recognition.table
     missing = [row.external for row in found.missing if row.part != _STATISTICS]
@@ -461,21 +480,32 @@ def _check_names(found: Match, specs: Mapping[str, TensorSpec], likeliest: Recog
         for canonical, name in found.sources.items()
         if canonical not in counters and not specs[name].dtype.is_float
     ]
+    unexpected = list(found.unexpected)
+    if around:
+        missing += [name for name in around if name not in specs and not is_counter(name)]
+        parts = [one.name for one in found.ignored if one.rule in found.around]
+        unexpected += [name for name in parts if name not in around and not name.startswith(_EMA_BUFFERS)]
+    other_shapes = [
+        *((spec, row.external_shape) for row, spec in found.wrong_shape),
+        *((specs[n], shape) for n, shape in around.items() if n in specs and specs[n].shape != shape),
+    ]
     faults = {
         "unreadable": [f"cannot be read: {name}: {why}" for name, why in found.unread.items()],
         "missing": [f"missing: {name}" for name in missing if name not in found.unread],
-        "unexpected": [f"unexpected: {name} {list(specs[name].shape)}" for name in found.unexpected],
+        "unexpected": [f"unexpected: {name} {list(specs[name].shape)}" for name in unexpected],
         "of another shape": [
-            f"wrong shape: {spec.name} is {list(spec.shape)} instead of {list(row.external_shape)}"
-            for row, spec in found.wrong_shape
+            f"wrong shape: {spec.name} is {list(spec.shape)} instead of {list(shape)}"
+            for spec, shape in other_shapes
         ],
         "not floating point": [f"wrong type: {name} is {specs[name].dtype}" for name in not_float],
     }
     what = _describe(found)
-    ignored = _ignored_by_rule(found)
+    ignored = _ignored_by_rule(found, around)
     if not any(faults.values()):
         there = counted(len(found.sources), "tensor")
-        return Check(NAMES, "ok", f"all {there} of {what}{_allowed_absences(found)}{ignored}")
+        beside = counted(sum(name in specs for name in around), "tensor")
+        whole = f", and all {beside} of {', '.join(found.around)}" if around else ""
+        return Check(NAMES, "ok", f"all {there} of {what}{_allowed_absences(found)}{whole}{ignored}")
     counts = ", ".join(f"{len(items):,} {kind}" for kind, items in faults.items() if items)
     instead = ""
     if likeliest is not None and likeliest.variant != recognition.variant:
@@ -513,8 +543,8 @@ def _describe(found: Match) -> str:
     return ", ".join([*parts, f"layout {recognition.layout}"])
 
 
-def _ignored_by_rule(found: Match) -> str:
-    rules = Counter(one.rule for one in found.ignored)
+def _ignored_by_rule(found: Match, around: Collection[str]) -> str:
+    rules = Counter(one.rule for one in found.ignored if one.name not in around)
     taken = f"; {found.weights} weights taken" if found.weights else ""
     if not rules:
         return taken
@@ -673,18 +703,19 @@ def check_parameters(found: Match | None, specs: Mapping[str, TensorSpec], entry
     """Count the trainable parameters and compare them with the entry's figures."""
     if found is None:
         return Check(PARAMETERS, "skipped", UNKNOWN)
-    table = found.recognition.table
+    table, around = found.recognition.table, around_in(entry)
     count = sum(
         specs[found.sources[row.canonical]].size
         for row in table.bindings
         if row.trainable and row.canonical in found.sources
     )
-    if entry is None or entry.serves != "whole":
+    count += sum(specs[name].size for name in around if name in specs and not is_statistic(name))
+    if entry is None or (entry.serves != "whole" and not around):
         whole = "" if entry is None else f"; the published {entry.published_params} are of the whole model"
         return _against_architecture(found, count, whole or _NO_ENTRY)
     if entry.exact_parameters is None and entry.published_params is None:
         return _against_architecture(found, count, _NO_ENTRY)
-    head = _missing_head(found)
+    head = 0 if around else _missing_head(found)
     apart = f" and {head:,} of the head that this file lacks" if head else ""
     faults = []
     exact = entry.exact_parameters

@@ -23,7 +23,7 @@ from ckptkit.base.tensors import Array, TensorSpec
 from ckptkit.families.flops import Convention
 from ckptkit.families.synthetic import Make, canonical_recipe
 from ckptkit.formats.builtin import BUILT_IN, format_of
-from ckptkit.rules.language import Definition, Layout, Site, Table, expand
+from ckptkit.rules.language import Definition, Layout, Shape, Site, Table, expand
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -260,6 +260,10 @@ class Family(ABC):
         With ``raw`` other numbers: those of raw weights beside their moving averages.
         """
         return canonical_recipe(table, raw=raw)
+
+    def parts_around(self, entry: Entry) -> Mapping[str, Shape]:
+        """Name and shape of what an entry's file has around its backbone; empty where that is not known."""
+        return {}
 
     def unread_at_small_inputs(self, structure: Structure) -> str:
         """Which values a pass at a small resolution does not read, to go after "small"; empty for none."""

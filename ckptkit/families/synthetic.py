@@ -65,6 +65,16 @@ def canonical_tensor(name: str, shape: tuple[int, ...], *, is_norm: bool, key: s
     return z / numpy.float32(math.sqrt(math.prod(shape[1:])))
 
 
+def is_counter(name: str) -> bool:
+    """Whether a tensor counts training steps, by its name in PyTorch."""
+    return name.rpartition(".")[2] == _COUNTER
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a tensor is a BatchNorm's and not trained, by its name in PyTorch."""
+    return is_counter(name) or name.endswith((".running_mean", ".running_var"))
+
+
 def canonical_recipe(table: Table, *, raw: bool) -> dict[str, Make]:
     """Name in the published layout → function that makes the tensor, in the architecture's order."""
     norms = {_module(row) for row in table.bindings if row.part == "bn_statistics"}

@@ -12,8 +12,8 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,13 @@ from ckptkit.base.files import StagedFile
 from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.families.base import Family, PublishedFile, Structure, family_of_variant, get_family, is_variant
 from ckptkit.families.recognition import Recognition
-from ckptkit.families.synthetic import Make
+from ckptkit.families.synthetic import Make, canonical_tensor, is_counter
 from ckptkit.formats.base import Reader, Writer
 from ckptkit.formats.builtin import format_of
 from ckptkit.formats.names import format_to_write, without_ending
 from ckptkit.formats.torch_writer import TorchWriter
 from ckptkit.registry.schema import Entry
-from ckptkit.rules.language import Table
+from ckptkit.rules.language import Shape, Table
 from ckptkit.workspace import Located
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Synthetic:
     bn_statistics: bool = True
     layout: str | None = None  # published layout, default the family's first: ``deeplab2`` for MOAT
     num_classes: int | None = 1000  # outputs of the head; None: without it
+    around: Mapping[str, Shape] = field(default_factory=dict, hash=False)  # what is around a backbone
 
     @cached_property
     def family(self) -> Family:
@@ -78,6 +79,14 @@ class Synthetic:
 
     def tensors(self) -> Iterator[SyntheticTensor]:
         """Everything in the file, in its order."""
+        yield from self._model()
+        norms = {name.rpartition(".")[0] for name in self.around if name.endswith(".running_mean")}
+        for name, shape in self.around.items():
+            make = partial(canonical_tensor, name, shape, is_norm=name.rpartition(".")[0] in norms)
+            dtype = DTYPES["int64" if is_counter(name) else "float32"]
+            yield SyntheticTensor(TensorSpec(name, dtype, shape), make)
+
+    def _model(self) -> Iterator[SyntheticTensor]:
         recipe = self.family.synthetic_recipe(self.table, raw=False)
         if not self.twins:
             yield from self._copy(recipe)
@@ -194,15 +203,19 @@ def named_checkpoint(
 
 def synthetic_for(entry: Entry) -> Synthetic:
     """The synthetic stand-in of a registry entry."""
-    if entry.serves != "whole":
+    family = None if entry.serves == "container" else get_family(entry.family)
+    around = family.parts_around(entry) if family and entry.serves == "backbone" else {}
+    if family is None or (entry.serves == "backbone" and not around):
         part = "backbone" if entry.serves == "backbone" else "container"
         raise UsageError(
             f"{entry.id}: no synthetic file can stand in for it, because only its {part} is known here",
             hint=command("synth", entry.variant) if is_variant(entry.variant) else None,
         )
-    family = get_family(entry.family)
     layout = entry.layout if entry.layout in family.published_files else None
-    return Synthetic(entry.variant, pos_emb=bool(entry.pos_emb), layout=layout)
+    classes = None if around else entry.num_classes or Structure().num_classes
+    return Synthetic(
+        entry.variant, pos_emb=bool(entry.pos_emb), layout=layout, num_classes=classes, around=around
+    )
 
 
 _STEP = TensorSpec("global_step", DTYPES["int64"], ())

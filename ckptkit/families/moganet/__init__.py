@@ -6,12 +6,17 @@ Others publish it too: kecam for Keras 2, birder for PyTorch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ckptkit.families.base import Family, PublishedFile, Setting, Structure
 from ckptkit.families.moganet import published
 from ckptkit.families.moganet.config import MOGANET_CONFIGS, MOGANET_DEFINITIONS, moganet_sites
+from ckptkit.families.moganet.dense import parts_around
 from ckptkit.families.moganet.layouts import MOGANET_LAYOUTS
-from ckptkit.rules.language import Site
+from ckptkit.rules.language import Shape, Site
+
+if TYPE_CHECKING:
+    from ckptkit.registry.schema import Entry
 
 
 class MogaNet(Family):
@@ -82,6 +87,10 @@ class MogaNet(Family):
     def normalization(self, variant: str) -> str:
         """Input normalization of the published checkpoints: ImageNet's, for all."""
         return "imagenet"
+
+    def parts_around(self, entry: Entry) -> Mapping[str, Shape]:
+        """Neck and heads of the authors' dense-prediction files."""
+        return parts_around(MOGANET_CONFIGS[entry.variant].widths, entry.method, entry.setting)
 
     def unread_at_small_inputs(self, structure: Structure) -> str:
         """Which values a forward pass at a small resolution does not read."""

@@ -1,8 +1,8 @@
 """What the authors' dense-prediction files hold around the backbone: necks and heads, by name and shape.
 
-Source: the configs of Westlake-AI/MogaNet at 386b548 and the classes of mmdetection 2.26, mmsegmentation 0.29 and
-mmpose 0.29 that they name. The parameters of all 35 published files, counted on these tables, are those counted
-on the classes themselves.
+Source: the configs of Westlake-AI/MogaNet at 386b548 and the classes of mmdetection 2.26, mmsegmentation 0.29
+and mmpose 0.29 that they name. The parameters of all 35 published files, counted on these tables, are those
+counted on the classes themselves.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _conv_norm(name: str, out: int, inside: int, kernel: int) -> Iterator[tuple[
 
 
 def _pyramid(widths: Widths) -> Iterator[tuple[str, Shape]]:
-    """mmdetection's FPN on all stages; a further level is pooled."""
+    """Mmdetection's FPN on all stages; a further level is pooled."""
     for level, width in enumerate(widths):
         yield from _conv(f"neck.lateral_convs.{level}.conv", _NECK, width, 1)
     for level in range(len(widths)):
