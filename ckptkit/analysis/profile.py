@@ -18,7 +18,14 @@ from ckptkit.base.parse import Size, parse_count, parse_num_classes, parse_size
 from ckptkit.base.shown import Column, Piece, Shown, Table
 from ckptkit.base.text import counted
 from ckptkit.compare.verify import rounds_to
-from ckptkit.families.base import Family, families, family_of_variant, get_family
+from ckptkit.families.base import (
+    CANONICAL,
+    Family,
+    Structure,
+    families,
+    family_of_variant,
+    get_family,
+)
 from ckptkit.families.flops import Call, Convention, Shape
 
 if TYPE_CHECKING:
@@ -665,14 +672,27 @@ def _check_parameters(found: Profile, entry: Entry | None) -> FigureCheck:
     counted, published = found.subject, _published_subject(entry)
     if (counted.num_classes, counted.pos_emb) != (published.num_classes, published.pos_emb):
         return _not_compared("params", found, f"published {_conditions(published, size=False)}")
-    exact = entry.exact_parameters
-    if exact is not None and found.parameters != exact:
+    exact, count = entry.exact_parameters, found.parameters - _zeros(entry, published)
+    if exact is not None and count != exact:
         reason = f"the published code has {exact:,}"
-        return FigureCheck("params", found.parameters, entry.published_params, "off", reason)
+        return FigureCheck("params", count, entry.published_params, "off", reason)
     if entry.published_params is None:
         return _not_compared("params", found, "no figure is published")
     known = entry.known_deviation("params")
-    return check_figure("params", found.parameters, entry.published_params, known)
+    return check_figure("params", count, entry.published_params, known)
+
+
+def _zeros(entry: Entry, subject: Subject) -> int:
+    """Parameters of the model that the published code has not, where they are zeros in its files."""
+    family = get_family(entry.family)
+    layout = family.layouts.get(entry.layout)
+    if layout is None or not layout.zeros:
+        return 0
+    structure = Structure(subject.pos_emb or False, subject.num_classes)
+    own, published = (
+        family.table(name, entry.variant, structure).parameters for name in (CANONICAL, layout.name)
+    )
+    return own - published
 
 
 def _check_flops(found: Profile, entry: Entry | None) -> FigureCheck:

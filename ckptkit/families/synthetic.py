@@ -20,6 +20,7 @@ import math
 import zlib
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from ckptkit.base.tensors import Array
 from ckptkit.rules.language import Binding, Table
@@ -80,14 +81,17 @@ def canonical_recipe(table: Table, *, raw: bool) -> dict[str, Make]:
     norms = {_module(row) for row in table.bindings if row.part == "bn_statistics"}
     return {
         row.external: partial(
-            canonical_tensor,
-            row.canonical,
-            row.canonical_shape,
+            _in_published_order,
+            row,
             is_norm=_module(row) in norms,
             key=row.canonical + ("#raw" if raw else ""),
         )
         for row in table.bindings
     }
+
+
+def _in_published_order(row: Binding, **how: Any) -> Array:
+    return row.op.to_external(canonical_tensor(row.canonical, row.canonical_shape, **how), row.external_shape)
 
 
 def _module(row: Binding) -> str:

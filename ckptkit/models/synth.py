@@ -177,7 +177,9 @@ def synthetic_as(
 def synthetic_checkpoint(synthetic: Synthetic, entry: Entry | None = None) -> Iterator[Located]:
     """A synthetic checkpoint, of the entry it stands in for, in a temporary folder while the block lasts."""
     with tempfile.TemporaryDirectory(prefix="ckptkit-synthetic-") as folder:
-        yield Located(write_checkpoint(synthetic, Path(folder) / "model.ckpt"), entry)
+        one_file = format_of(synthetic.published_file.format).one_file
+        name = f"model{published_ending(synthetic)}" if one_file else "model.ckpt"
+        yield Located(write_checkpoint(synthetic, Path(folder) / name), entry)
 
 
 @contextmanager

@@ -88,7 +88,6 @@ class Moat(Family):
         ("strong", False, None, "deeplab2"): "open",
         ("tiny", True, None, "deeplab2"): "tint",
         ("tiny", False, None, "deeplab2"): "dot",
-        (None, False, None, "wd-tagger"): "dot",
     }
 
     @property

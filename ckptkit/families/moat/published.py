@@ -42,6 +42,9 @@ PAGES = {
         "https://github.com/google-research/deeplab2/blob/main/g3doc/projects/"
         "moat_imagenet_pretrained_checkpoints.md",
     ),
+    "https://huggingface.co/SmilingWolf/": Page(
+        "SmilingWolf/wd-v1-4-moat-tagger-v2", "https://huggingface.co/SmilingWolf/wd-v1-4-moat-tagger-v2"
+    ),
 }
 
 # -- deeplab2, which loads the backbones ---------------------------------------------------------------------

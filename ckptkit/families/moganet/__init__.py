@@ -67,8 +67,7 @@ class MogaNet(Family):
         (None, None, "RSB A3", "openmixup"): "open",
         (None, None, "DeiT", "torch"): "dot",
         ("mmpretrain", None, None, "openmixup"): "eye",
-        (None, None, None, "kecam"): "dot",
-        (None, None, None, "birder"): "dot",
+        ("kecam", None, None, "kecam"): "target",
     }
 
     @property

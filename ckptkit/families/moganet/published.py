@@ -46,6 +46,16 @@ PAGES = {
     "https://github.com/Lupin1998/mmpretrain/": Page(
         "open-mmlab/mmpretrain, pull request 1691", "https://github.com/open-mmlab/mmpretrain/pull/1691"
     ),
+    "https://github.com/leondgarse/": Page(
+        "leondgarse/keras_cv_attention_models",
+        "https://github.com/leondgarse/keras_cv_attention_models/tree/main/keras_cv_attention_models/moganet",
+    ),
+    "https://f000.backblazeb2.com/file/birder/": Page(
+        "birder-project/birder", "https://github.com/birder-project/birder"
+    ),
+    "https://huggingface.co/birder-project/": Page(
+        "birder-project/birder", "https://github.com/birder-project/birder"
+    ),
 }
 
 # -- mmdetection and mmsegmentation, which load the backbones ------------------------------------------------
@@ -142,15 +152,10 @@ def timm_tree(variant: str, dicts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def birder_tree(variant: str, dicts: Mapping[str, Any]) -> dict[str, Any]:
-    """What birder writes: ``state``, and what its loader wants to know of the network."""
+    """What birder writes: ``state``, and what else its loader wants to know, as far as texts say it."""
     return {
         "birder_version": "0.8.4",
         "task": "image_classification",
         "note": NOTE,
         "state": dicts["state_dict"],
-        "rgb_stats": {"mean": BIRDER_MEAN, "std": BIRDER_STD},
     }
-
-
-BIRDER_MEAN, BIRDER_STD = (0.5191, 0.5306, 0.4877), (0.2316, 0.2304, 0.2588)
-"""The library's default ``rgb_stats`` of images in [0, 1]; each file states its own."""

@@ -21,6 +21,7 @@ _MEAN_AND_SCALE = {
         (1 / 58.395, 1 / 57.12, 1 / 57.375),
     ),
     "half": ((127.5, 127.5, 127.5), (1 / 127.5, 1 / 127.5, 1 / 127.5)),
+    "birder": ((132.3705, 135.303, 124.3635), (1 / 59.058, 1 / 58.752, 1 / 65.994)),
 }
 """In levels, as TensorFlow's published pipelines have them: 255 times mean and deviation of RGB in [0, 1]."""
 

@@ -20,6 +20,7 @@ _MODES = {"bilinear": "bilinear", "bicubic": "bicubic", "lanczos": "lanczos"}
 _MEANS_AND_DEVIATIONS = {
     "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     "half": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+    "birder": ([0.5191, 0.5306, 0.4877], [0.2316, 0.2304, 0.2588]),
 }
 
 
