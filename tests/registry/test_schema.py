@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from ckptkit.cli.entries import _CLASSIFICATION
-from ckptkit.families.base import registry_families
+from ckptkit.families.base import get_family, registry_families
 from ckptkit.registry.schema import CLASSIFICATION, TASKS, Entry, json_schema
 from tests.support.entries import entry_of
 
@@ -242,7 +242,9 @@ def test_the_json_schema_describes_a_file() -> None:
     entry, family = schema["$defs"]["Entry"], schema["$defs"]["Family"]
     assert entry["required"] == ["id"]
     assert entry["additionalProperties"] is family["additionalProperties"] is False
-    fields = {*Entry.model_fields, "pool_size", "window_size", "global_attention", "attn_force_fp32"}
+    settings = (setting for family in ("moat", "moganet") for setting in get_family(family).settings)
+    fields = {*Entry.model_fields, *settings}
+    assert {"pool_size", "window_size", "attn_force_fp32"} < fields
     assert set(entry["properties"]) == fields
     assert set(family["properties"]) == fields - {"id", "family", "sources"}
     assert all("description" in rule for rule in entry["properties"].values())
