@@ -57,6 +57,12 @@ class ModelSource:
         """The registry's entry, None for a file of the user's own."""
         return self.located.entry
 
+    @property
+    def has_tags(self) -> bool:
+        """Whether each output is a tag by itself, rather than one of the classes of which one is right."""
+        layout = self.family.layouts.get(self.layout or "")
+        return self.metadata.get("outputs") == "tags" or (layout is not None and layout.tags)
+
     def known_settings(self) -> dict[str, Any]:
         """Behaviour settings that were given, or that the entry or the file states."""
         return self.family.known_settings(

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 DEFAULT_TOP = 5
 DEFAULT_BATCH_SIZE = 8
 
+ONLY_TAGS = (
+    "the head has {} tags, each with a probability of its own (a sigmoid); what they are called is not "
+    "known, only their numbers. Pictures are cut to a square; the tagger's publisher pads them with white"
+)
 ONLY_NUMBERS = (
     "the head has {} classes, not ImageNet's 1,000: what they are called is not known, only their numbers"
 )
@@ -40,7 +44,7 @@ class Guess:
 
     rank: int  # 1 for the likeliest
     index: int  # place among the logits
-    probability: float  # of the softmax over all classes
+    probability: float  # of the softmax over all classes; a tagger's sigmoid
     wnid: str | None = None  # WordNet id and usual word
     name: str | None = None
 
@@ -190,7 +194,8 @@ class Predictor:
                     f"the model's answer to {name} contains NaN or infinite values",
                     hint=command("verify", self.source.name),
                 )
-            yield Prediction(name, rank(values, self.top), self.source, self.framework, extra)
+            top = rank(values, self.top, tags=self.source.has_tags)
+            yield Prediction(name, top, self.source, self.framework, extra)
 
 
 def predict_images(
@@ -215,20 +220,25 @@ def predict_images(
         return Predictions(Predictor(source, builder, top, batch_size).predict(gathering.pictures))
 
 
-def rank(logits: Array, top: int) -> tuple[Guess, ...]:
-    """Turn one picture's logits into the likeliest classes.
+def rank(logits: Array, top: int, *, tags: bool = False) -> tuple[Guess, ...]:
+    """Turn one picture's logits into the likeliest classes, or tags, of which several can hold.
 
     ``logits``: (classes,); 1,000 of them are ImageNet-1K's.
 
     >>> import numpy
     >>> [(guess.index, round(guess.probability, 3)) for guess in rank(numpy.array([0.0, 2.0, 1.0]), 2)]
     [(1, 0.665), (2, 0.245)]
+    >>> [(guess.index, round(guess.probability, 3)) for guess in rank(numpy.array([0.0, 2.0]), 2, tags=True)]
+    [(1, 0.881), (0, 0.5)]
     """
     import numpy
 
-    powers = numpy.exp(logits.astype(numpy.float64) - logits.max())
-    probabilities = powers / powers.sum()
-    names = imagenet_classes() if len(logits) == len(imagenet_classes()) else None
+    if tags:
+        probabilities = 1 / (1 + numpy.exp(-logits.astype(numpy.float64)))
+    else:
+        powers = numpy.exp(logits.astype(numpy.float64) - logits.max())
+        probabilities = powers / powers.sum()
+    names = imagenet_classes() if len(logits) == len(imagenet_classes()) and not tags else None
     order = numpy.argsort(-probabilities, kind="stable")[:top].tolist()
     return tuple(
         Guess(

@@ -210,13 +210,15 @@ def _gathered(state: State, images: list[str], *, recursive: bool, most_at_once:
 
 
 def _note_model(output: Output, source: ModelSource, framework: Framework) -> None:
-    from ckptkit.analysis.predict import ONLY_NUMBERS
+    from ckptkit.analysis.predict import ONLY_NUMBERS, ONLY_TAGS
     from ckptkit.analysis.runner import FRAMEWORK_NAMES
 
     output.note(f"{source.name}: {source.variant} in {FRAMEWORK_NAMES[framework]}; {source.preprocessing}")
     if source.synthetic:
         output.warn(_MEANINGLESS)
-    if source.num_classes != 1000:
+    if source.has_tags:
+        output.note(f"note: {ONLY_TAGS.format(source.num_classes)}")
+    elif source.num_classes != 1000:
         output.note(f"note: {ONLY_NUMBERS.format(source.num_classes)}")
 
 

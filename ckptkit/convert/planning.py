@@ -210,7 +210,7 @@ class Plan:
 
 # -- by a family's layouts -----------------------------------------------------------------------------------
 
-_CARRIED = ("entry", "weights", "normalization", "resolution", "position_tables")
+_CARRIED = ("entry", "weights", "normalization", "resolution", "position_tables", "outputs")
 """Metadata that stays true of a converted file's conversions."""
 
 _CALIBRATION = ("bn_statistics", "bn_images", "bn_images_sha256", "bn_method", "bn_preprocessing")
@@ -476,6 +476,8 @@ def _metadata(
             for key, value in (("normalization", entry.normalization), ("resolution", entry.test_resolution))
             if value is not None
         }
+    if recognition.table.layout.tags:
+        metadata["outputs"] = "tags"
     if recognition.family.has_pos_emb:
         metadata["pos_emb"] = "true" if structure.pos_emb else "false"
     calibrated = reader.metadata.get("bn_statistics") == "recalibrated" and not found.lacks_bn_statistics

@@ -124,13 +124,12 @@ class Layout:
         None  # another layout whose names a file without head has, as dense prediction does
     )
     lacks: Mapping[str, Ignore] = field(default_factory=dict, hash=False)  # parts without names here, and why
-    zeros: Mapping[str, Ignore] = field(
-        default_factory=dict, hash=False
-    )  # the same, where they are all zeros
-    settings: Mapping[str, Any] = field(
-        default_factory=dict, hash=False
-    )  # what all code with these names does
+    # Parts without names here that are zeros in the models of such files
+    zeros: Mapping[str, Ignore] = field(default_factory=dict, hash=False)
+    # What all code does that reads such files
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     renames: tuple[tuple[str, str], ...] = ()  # replacements in expanded names that indices alone do not give
+    tags: bool = False  # outputs are tags, each by itself, not classes of which one is right
 
     @cached_property
     def by_canonical(self) -> dict[str, Rule]:

@@ -131,6 +131,7 @@ WD_TAGGER = Layout(
         "layer_norm_epsilon": 1e-3,
         "input_order": "bgr",
     },
+    tags=True,
 )
 """WD 1.4 MOAT Tagger V2: dense layers in squeeze-and-excite, windows in the third stage alone."""
 

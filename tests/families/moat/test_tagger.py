@@ -124,6 +124,20 @@ def test_inspect_and_convert_say_what_it_is(tiny, tmp_path):
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.parametrize("converted", [False, True], ids=["as published", "converted"])
+def test_predict_gives_each_tag_its_own_probability(tiny, tmp_path, converted):
+    pytest.importorskip("torch")
+    image = pytest.importorskip("PIL.Image")
+    path = ckptkit.convert(VARIABLES, output=tmp_path / "a.safetensors") if converted else VARIABLES
+    picture = image.fromarray(pixels(64)[0][..., ::-1].astype(np.uint8))
+    (found,) = ckptkit.predict(path, picture, top=20, resolution=64, settings={"window_size": [2, None]})
+    with np.load(GOLDEN_FOLDER / "wd_tiny_64.npz") as golden:
+        wanted = golden["probabilities"][0]
+    by_tag = np.array([guess.probability for guess in sorted(found.top, key=lambda one: one.index)])
+    np.testing.assert_allclose(by_tag, wanted, rtol=0, atol=1e-6)
+    assert found.best.name is None and by_tag.sum() > 2
+
+
 def test_a_classifier_is_no_tagger(tmp_path):
     """Its function is another one, whatever its tensors are called."""
     made = write_checkpoint(Synthetic("tiny-moat0", pos_emb=False), tmp_path / "a.ckpt")
