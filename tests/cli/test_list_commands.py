@@ -259,7 +259,7 @@ def test_nothing_found_is_an_empty_table_and_a_note(run: Runner) -> None:
     result = run("list", "--family", "resnet")
     assert result.code == 0
     assert len(result.out.splitlines()) == 1
-    assert result.err == "no entry matches all filters (of 83 in the registry)\n"
+    assert result.err == "no entry matches all filters (of 93 in the registry)\n"
     assert run("list", "--family", "resnet", "--quiet").err == ""
     assert json.loads(run("list", "--min-top1", "99", "--json").out) == []
     assert len(run("list", "moat*", "--min-top1", "99", "--format", "csv").out.splitlines()) == 1

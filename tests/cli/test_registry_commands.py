@@ -35,7 +35,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Runner:
 def test_validate_finds_no_fault_in_the_registry(run: Runner) -> None:
     result = run("registry", "validate")
     assert (result.code, result.err) == (0, "")
-    assert result.out.endswith("registry.yaml: 83 entries, no fault\n")
+    assert result.out.endswith("registry.yaml: 93 entries, no fault\n")
     assert result.out.count("\n") == 1
 
 
@@ -64,7 +64,7 @@ def test_validate_without_a_file_checks_those_in_use(
 ) -> None:
     monkeypatch.setenv("CKPTKIT_REGISTRY", str(write(tmp_path, SMALL)))
     built_in, mine = run("registry", "validate").out.splitlines()
-    assert built_in.endswith("registry.yaml: 83 entries, no fault")
+    assert built_in.endswith("registry.yaml: 93 entries, no fault")
     assert mine == f"{tmp_path / 'mine.yaml'}: 2 entries, no fault"
     flag = write(tmp_path, "entries: [{id: one, colour: red}]", "flag.yaml")
     result = run("registry", "validate", "--registry", flag)
@@ -191,7 +191,7 @@ def test_pin_all_writes_what_the_cache_and_the_lock_file_know(run: Runner, tmp_p
     overlay = tmp_path / "mine.yaml"
     result = run("registry", "pin", "--all", "--file", overlay)
     assert result.code == 0
-    assert "3 of 83 entries were fetched" in result.err
+    assert "3 of 93 entries were fetched" in result.err
     entries = pinned(overlay)
     assert list(entries) == ["moat0-224", "moat1-224", "moat2-384"]
     published = {id: load_registry()[id].sources[0].url for id in entries}
