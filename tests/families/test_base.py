@@ -49,7 +49,14 @@ def test_what_has_no_default_must_be_told():
 def test_defaults_fill_in_for_moat():
     assert MOAT.missing_settings({}) == []
     settled = MOAT.resolve_settings({"pool_size": 3}, name="x")
-    assert settled == {"pool_size": 3, "window_size": None, "global_attention": False}
+    assert settled == {
+        "pool_size": 3,
+        "window_size": None,
+        "global_attention": False,
+        "se_activation": "swish",
+        "layer_norm_epsilon": 1e-5,
+        "input_order": "rgb",
+    }
 
 
 def test_settings_of_another_family_are_refused():

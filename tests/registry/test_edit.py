@@ -144,7 +144,7 @@ def test_whatever_the_style_the_rest_stays(
 def test_the_real_registry_takes_a_pin_of_every_entry(tmp_path: Path) -> None:
     original = built_in_path().read_text(encoding="utf-8")
     path = write(tmp_path, original)
-    ids = list(load_registry())
+    ids = [entry.id for entry in load_registry().values() if entry.sha256 is None]
     pins = [Pin(id, f"{index:064x}", index + 1, WHEN, f"https://a.org/{id}") for index, id in enumerate(ids)]
     pin_many(path, pins, below=[])
     check(path, *pins)

@@ -48,8 +48,8 @@ PLANTED = [
     (
         "    layout: deeplab2",
         "    layout: deeplab3",
-        "line 4: family 'moat': layout: input should be 'deeplab2', 'openmixup', 'torch' "
-        "or 'keras', found 'deeplab3'",
+        "line 4: family 'moat': layout: input should be 'deeplab2', 'openmixup', 'torch', "
+        "'keras', 'wd-tagger', 'kecam' or 'birder', found 'deeplab3'",
     ),
     (
         "    variant: moat1",
