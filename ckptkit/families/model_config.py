@@ -42,7 +42,7 @@ class PreprocessingConfig(BaseModel):
     size: Annotated[tuple[_Side, _Side], Field(strict=False)] = Field(description="Height and width, pixels.")
     resize: _Side | None = Field(None, description="Shorter side before the centre crop, pixels.")
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"]
-    normalization: Literal["imagenet", "half", "birder"]
+    normalization: Literal["imagenet", "half", "birds"]
     mean: Annotated[_Channels, Field(strict=False)] = Field(description="Of RGB in [0, 1].")
     std: Annotated[_Channels, Field(strict=False)]
 

@@ -205,9 +205,9 @@ class Entry(Shown, BaseModel):
     weights: Literal["ema", "raw"] | None = Field(
         None, description="The copy that the accuracy belongs to, where a file holds several."
     )
-    normalization: Literal["imagenet", "half", "birder"] | None = Field(
+    normalization: Literal["imagenet", "half", "birds"] | None = Field(
         None,
-        description="imagenet: the ImageNet mean and std; half: mean 0.5, std 0.5; birder: that library's "
+        description="imagenet: the ImageNet mean and std; half: mean 0.5, std 0.5; birds: birder's "
         "defaults (all for RGB in [0, 1]).",
     )
     test_resize: Pixels | None = Field(None, description="Shorter side before the centre crop, pixels.")

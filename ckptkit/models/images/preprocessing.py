@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 NORMALIZATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "birder": ((0.5191, 0.5306, 0.4877), (0.2316, 0.2304, 0.2588)),
+    "birds": ((0.5191, 0.5306, 0.4877), (0.2316, 0.2304, 0.2588)),
 }
 """Mean and standard deviation of each channel, for RGB in [0, 1]."""
 
