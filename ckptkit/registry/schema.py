@@ -207,8 +207,8 @@ class Entry(Shown, BaseModel):
     )
     normalization: Literal["imagenet", "half", "birds"] | None = Field(
         None,
-        description="imagenet: the ImageNet mean and std; half: mean 0.5, std 0.5; birds: birder's "
-        "defaults (all for RGB in [0, 1]).",
+        description="imagenet: the ImageNet mean and std; half: mean 0.5, std 0.5; birds: those of "
+        "bird photographs (all for RGB in [0, 1]).",
     )
     test_resize: Pixels | None = Field(None, description="Shorter side before the centre crop, pixels.")
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = Field(
