@@ -340,7 +340,7 @@ def test_one_that_takes_a_built_in_name_is_left_out(tmp_path: Path, monkeypatch:
 def test_an_unknown_format_of_a_registry_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(ENTRY)
     with pytest.raises(
-        RegistryError, match="input should be 'tf', 'torch', 'safetensors', 'keras', 'npz', 'dcp', "
+        RegistryError, match="input should be 'tf', 'torch', 'safetensors', 'keras', 'keras2', 'npz', "
     ):
         load_registry([tmp_path / "r.yaml"])
 
