@@ -44,8 +44,8 @@ def registry(overlays: Sequence[str | Path] = ()) -> Registry:
     Parameters
     ----------
     overlays : sequence of path or str
-        Registry files; later ones override earlier ones by id. ``https://…#sha256=…`` is a file at a URL,
-        fetched once and kept in the cache.
+        Registry files; later ones override earlier ones by id. ``URL#sha256=HEX`` is a file at a URL, fetched
+        once and kept in the cache.
 
     Returns
     -------

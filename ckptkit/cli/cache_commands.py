@@ -190,7 +190,11 @@ def checksums_command(
     context: typer.Context,
     ids: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ID…]", help="Ids, or globs on them; default: all of the lock file."),
+        typer.Argument(
+            metavar="[ID…]",
+            help="Ids, or globs on them; default: all of the lock file.",
+            autocompletion=complete_fetched,
+        ),
     ] = None,
     output: Annotated[
         str | None,
