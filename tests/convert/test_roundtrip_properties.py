@@ -40,6 +40,7 @@ ONLY_TF = {"float8_e4m3b11fnuz"}
 HOLDS = {
     "tf": COMMON | BFLOAT | FLOAT8 | ONLY_TF | {"bool", "complex64", "complex128"},
     "torch": COMMON | BFLOAT | FLOAT8 | {"bool", "complex64", "complex128"},
+    "dcp": COMMON | BFLOAT | FLOAT8 | {"bool", "complex64", "complex128"},
     "safetensors": COMMON | BFLOAT | FLOAT8 | {"bool", "complex64"},
     "npz": COMMON | {"bool", "complex64", "complex128"},
     "keras": COMMON | BFLOAT | {"bool", "complex64", "complex128"},
@@ -88,7 +89,7 @@ def write(path: Path, format: str, held: dict[str, Any], **options: Any) -> Path
     with writer_for(format)(path, specs, {"a key": "ä value"}, **options) as writer:
         checksums = {name: writer.write(name, held[name]) for name in writer.order}
         files = writer.finish()
-    result = next((file for file in files if file.name.endswith(".json")), path)
+    result = next((file for file in files if file.name.endswith((".index.json", ".weights.json"))), path)
     check_written(result, specs=specs, checksums=checksums, output=path)
     return result
 
