@@ -26,6 +26,7 @@ _CHUNKED = "__msgpack_chunked_array__"
 _MAX_DEPTH = 100
 _SHOWN = 80
 _MAX_ALSO = 1000
+_LARGE = 64 << 10
 _TYPE = re.compile(r"[a-z][a-z0-9_]{0,40}(\[[A-Za-z0-9]{1,8}\])?")
 _NAMED = {**OPAQUE, **DTYPES}
 _NUMBERS = {
@@ -135,11 +136,12 @@ class _Msgpack:
         return self._held(what, code & (0x0F if code < 0xA0 else 0x1F), depth)
 
     def _held(self, what: str, count: int, depth: int) -> Any:
-        if what == "bytes":
-            return _Bytes(self._take(count), count)
-        if what == "extension":
-            kind = self._uint(1)
-            return _Bytes(self._take(count), count, kind)
+        if what in ("bytes", "extension"):
+            kind = self._uint(1) if what == "extension" else None
+            start = self._take(count)
+            if count >= _LARGE:  # a look at what precedes it may have mapped much of it
+                self._file.release(start, count)
+            return _Bytes(start, count, kind)
         if what == "text":
             return self._text(count)
         if depth >= _MAX_DEPTH:
