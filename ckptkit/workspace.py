@@ -12,12 +12,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from ckptkit.base.errors import ConversionError, FormatError, NotFoundError, UsageError, command
+from ckptkit.base.errors import (
+    ConversionError,
+    FormatError,
+    NetworkError,
+    NotFoundError,
+    UsageError,
+    command,
+)
 from ckptkit.base.files import resolved
 from ckptkit.base.home import user_path
 from ckptkit.base.parse import is_glob
 from ckptkit.base.progress import Progress, no_progress
+from ckptkit.base.urls import is_far, without_secrets
 from ckptkit.families.base import registry_families
+from ckptkit.formats.far_path import DOWNLOAD, FarPath
 from ckptkit.formats.names import file_ending
 from ckptkit.store.cache import Home
 
@@ -28,6 +37,7 @@ if TYPE_CHECKING:
     from ckptkit.registry.schema import Entry
     from ckptkit.store.cache import Record
     from ckptkit.store.lockfile import LockFile
+    from ckptkit.store.ranges import RangedFiles
 
 STANDARD = "-"
 """Standard input or output, in place of a path."""
@@ -153,13 +163,19 @@ class Workspace:
         fetch: bool = True,
         state_dict: str | None = None,
         strip_prefix: str | Sequence[str] | None = None,
+        far: bool | str = DOWNLOAD,
     ) -> Located:
-        """Find a checkpoint by id or path; an entry that is not here yet is fetched."""
-        return self._find(name, fetch).chosen(state_dict, strip_prefix)
+        """Find a checkpoint by id or path; an entry that is not here yet is fetched.
 
-    def _find(self, name: Named, fetch: bool) -> Located:
+        ``far`` says whether names and shapes are enough, so that it may be on a server; else what to do.
+        """
+        return self._find(name, fetch, far).chosen(state_dict, strip_prefix)
+
+    def _find(self, name: Named, fetch: bool, far: bool | str) -> Located:
+        if is_far(name):
+            return self._at_url(str(name), far)
         if not isinstance(name, (str, Path)):
-            return self.fetch(name) if fetch else self._as_cached(name)
+            return self.fetch(name) if fetch else self._as_cached(name, far)
         if name == STANDARD and self.standard_input is not None:
             return Located(self.standard_input())
         if isinstance(name, Path) or self.is_path(name):
@@ -176,7 +192,7 @@ class Workspace:
             if error.details:  # of a glob
                 raise
             raise NotFoundError(f"no file and no entry {name!r}", hint=error.hint) from error
-        return self.fetch(entry) if fetch else self._as_cached(entry)
+        return self.fetch(entry) if fetch else self._as_cached(entry, far)
 
     def fetch(self, entry: Entry, *, force: bool = False) -> Located:
         """Fetch an entry (at once when it is here and intact, unless forced)."""
@@ -208,7 +224,7 @@ class Workspace:
         found: list[str] = []
         by_glob: set[str] = set()
         for name in names:
-            if name == STANDARD or not is_glob(name) or (files and self.is_path(name)):
+            if name == STANDARD or is_far(name) or not is_glob(name) or (files and self.is_path(name)):
                 found += [name] if name not in by_glob else []
                 continue
             fitting = [one for one in self._matching(name, among, files=files) if one not in found]
@@ -236,13 +252,61 @@ class Workspace:
         ids = self.home.fetched_ids()
         return [self.locate(id, fetch=False) for id in self.registry if id in ids]
 
-    def _as_cached(self, entry: Entry) -> Located:
+    @cached_property
+    def ranged(self) -> RangedFiles:
+        """What was read of files on servers."""
+        from ckptkit.store.ranges import RangedFiles
+
+        return RangedFiles(notes=self.note)
+
+    def say_what_was_read(self) -> None:
+        """Note how much of the files on servers was transferred, where there are some."""
+        if "ranged" in self.__dict__ and self.ranged.summary:
+            self.note(self.ranged.summary)
+
+    def _at_url(self, url: str, far: bool | str) -> Located:
+        """A file on a server, whose values stay there."""
+        from ckptkit.formats.detect import chosen_of
+        from ckptkit.store.ranges import is_repository
+
+        shown = without_secrets(url)
+        if far is not True:
+            raise UsageError(f"{shown} is on a server: its values cannot be read there", hint=far or DOWNLOAD)
+        if self.offline:
+            raise NetworkError(f"{shown}: --offline forbids asking its server", hint="run without --offline")
+        if is_repository(url):
+            repository, names = self.ranged.repository(url)
+            url = f"{repository}/{chosen_of(shown, names)}"
+        return Located(FarPath(url, self.ranged))
+
+    def _source_of(self, entry: Entry) -> Located | None:
+        """The first source of an entry whose server answers range requests."""
+        from ckptkit.store.sources import parse_mirrors, plan_sources
+        from ckptkit.store.unpack import is_archive_name
+
+        for source in plan_sources(entry, parse_mirrors(self.mirrors)):
+            path = FarPath(source.used_url, self.ranged)
+            if not is_far(source.used_url) or is_archive_name(source.file):
+                continue
+            try:
+                there = path.is_file()
+            except NetworkError as error:
+                self.note(error.message)
+                continue
+            if there:
+                self.note(f"{entry.id} is not in the cache; reading the header of {path}")
+                return Located(path, entry)
+        return None
+
+    def _as_cached(self, entry: Entry, far: bool | str = False) -> Located:
         """Return an entry's cached file without repairing anything, so that `verify` judges what is there."""
         from ckptkit.store.unpack import checkpoint_of
 
         record = self.home.record(entry.id)
         artefact = self.home.artefact(record) if record else None
         if record is None or artefact is None or not artefact.is_file():
+            if far is True and not self.offline and (there := self._source_of(entry)):
+                return there
             raise NotFoundError(f"{entry.id} is not in the cache", hint=command("fetch", entry.id))
         return self._located(checkpoint_of(self.home, record) or artefact, entry, artefact, record)
 

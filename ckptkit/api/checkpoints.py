@@ -116,6 +116,7 @@ def verify(
     state_dict: str | None = None,
     strip_prefix: str | Sequence[str] | None = None,
     variant: str | None = None,
+    structure: bool = False,
 ) -> VerifyReport:
     """Check a file against its checksum, its container, its architecture and common sense.
 
@@ -131,6 +132,8 @@ def verify(
         As for `load`.
     variant : str, optional
         Overrides what the file is recognised as.
+    structure : bool
+        Only names, shapes and types, no values and no checksum; ``what`` may then be a URL.
 
     Returns
     -------
@@ -145,9 +148,13 @@ def verify(
     from ckptkit.compare.verify import VerifyRequest, verify_checkpoint
 
     located = workspace_of_environment().locate(
-        what, fetch=False, state_dict=state_dict, strip_prefix=strip_prefix
+        what,
+        fetch=False,
+        state_dict=state_dict,
+        strip_prefix=strip_prefix,
+        far=structure or "give structure=True to verify names, shapes and types",
     )
-    return verify_checkpoint(located, VerifyRequest(deep, weights, variant))
+    return verify_checkpoint(located, VerifyRequest(deep, weights, variant, structure))
 
 
 class ConvertedPath(_Path):
@@ -389,7 +396,7 @@ def inspect(
     Parameters
     ----------
     what : str, Path or Entry
-        Id or entry of a fetched entry, or a path.
+        Id or entry, or a path, or a URL of which only the header is transferred.
     pattern : str, optional
         Only tensors whose name matches: a glob, or part of a name.
     stats : bool
@@ -426,7 +433,11 @@ def inspect(
     from ckptkit.compare.inspect import InspectRequest, inspect_file
 
     located = workspace_of_environment().locate(
-        what, fetch=False, state_dict=state_dict, strip_prefix=strip_prefix
+        what,
+        fetch=False,
+        state_dict=state_dict,
+        strip_prefix=strip_prefix,
+        far=not stats or "leave stats out",
     )
     return inspect_file(located, InspectRequest(pattern, sort, stats, layout, weights))
 
@@ -451,6 +462,7 @@ def diff(
     ignore_dtype: bool = False,
     metadata: bool = False,
     everything: bool = False,
+    names_only: bool = False,
 ) -> Difference:
     """Compare two checkpoints of any format and layout, tensor by tensor.
 
@@ -477,6 +489,8 @@ def diff(
         Compare metadata and settings too.
     everything : bool
         Count what a rule leaves out too: step counters, the optimizer's state, the other copy.
+    names_only : bool
+        Compare only names, shapes and types; ``a`` and ``b`` may then be URLs.
 
     Returns
     -------
@@ -505,9 +519,12 @@ def diff(
         tolerance=tolerance,
         relative=relative,
         ignore_dtype=ignore_dtype,
+        names_only=names_only,
     )
     workspace = workspace_of_environment()
-    return compare_files(workspace.locate(a, fetch=False), workspace.locate(b, fetch=False), request)
+    far = names_only or "give names_only=True to compare names, shapes and types"
+    first, second = (workspace.locate(one, fetch=False, far=far) for one in (a, b))
+    return compare_files(first, second, request)
 
 
 @public

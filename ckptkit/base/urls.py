@@ -149,6 +149,18 @@ def at_revision(url: str, revision: str) -> str | None:
     return pinned + url[found.end() :]
 
 
+_FAR = re.compile("(?:https?|s3|gs|az|hf)://", re.IGNORECASE)
+
+
+def is_far(name: object) -> bool:
+    """Whether a name is the URL of a file on a server.
+
+    >>> is_far("https://a.org/m.pth"), is_far("hf://org/name"), is_far("m.pth"), is_far("file:///m.pth")
+    (True, True, False, False)
+    """
+    return isinstance(name, str) and _FAR.match(name) is not None
+
+
 def is_local(url: str) -> bool:
     """Whether a URL needs no network."""
     return urlsplit(url).scheme.lower() == "file"

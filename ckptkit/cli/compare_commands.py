@@ -39,6 +39,12 @@ def verify(
     deep: Annotated[
         bool, typer.Option("--deep", help="Also compare each tensor with the checksum stored beside it.")
     ] = False,
+    structure: Annotated[
+        bool,
+        typer.Option(
+            "--structure", help="Only names, shapes and types: no values, no checksum. Works for URLs too."
+        ),
+    ] = False,
     weights: Annotated[
         WhichWeights, typer.Option(help="Which copy to compare with the architecture; auto takes ema.")
     ] = WhichWeights.AUTO,
@@ -49,7 +55,8 @@ def verify(
 ) -> None:
     """Verify checkpoints: checksum, container, names and shapes, values, parameter count.
 
-    Exits with 1 if a check fails, 5 if a file is damaged. Nothing is downloaded or repaired.
+    Exits with 1 if a check fails, 5 if a file is damaged. Nothing is downloaded or repaired. With
+    --structure, WHAT may be a URL (https, s3, gs, hf), of which only the header is transferred.
 
     Examples: ckptkit verify tiny-moat0-256 --deep · ckptkit verify model.ckpt.index --variant tiny-moat0
     """
@@ -64,18 +71,23 @@ def verify(
         return [id for id in workspace.registry if workspace.home.record(id) is not None]
 
     names = targets(context, workspace, what, "verify", among=held, every=held() if all_entries else None)
-    request = VerifyRequest(deep, weights.value, variant)
+    request = VerifyRequest(deep, weights.value, variant, structure)
     with several(state.output, names, "verified", done="passed") as work:
         for name in names:
             with work.one(name):
                 located = workspace.locate(
-                    name, fetch=False, state_dict=state_dict, strip_prefix=strip_prefix
+                    name,
+                    fetch=False,
+                    state_dict=state_dict,
+                    strip_prefix=strip_prefix,
+                    far=structure or "give --structure to verify names, shapes and types",
                 )
                 report = verify_checkpoint(located, request, state.output.progress)
                 pieces = report.pieces(everything=state.output.verbose)
                 work.show(report, partial(state.output.show, pieces))
                 if not report.ok:
                     work.failed(name, ExitCode.DAMAGED if report.damaged else ExitCode.CHECK_FAILED)
+        workspace.say_what_was_read()
 
 
 def inspect(
@@ -110,14 +122,22 @@ def inspect(
 ) -> None:
     """Show what is in a checkpoint: tensors with shape, type and size, and what the file says of itself.
 
-    Reads any supported file, of any model.
+    Reads any supported file, of any model. Of https://, s3://, gs:// and hf://org/name, and of entries that
+    are not fetched, only the header is transferred.
 
     Examples: ckptkit inspect moat.safetensors --summary · ckptkit inspect model.ckpt '*/kernel' --stats
     """
     from ckptkit.compare.inspect import InspectRequest, inspect_file
 
     state = state_of(context)
-    located = state.workspace().locate(what, fetch=False, state_dict=state_dict, strip_prefix=strip_prefix)
+    workspace = state.workspace()
+    located = workspace.locate(
+        what,
+        fetch=False,
+        state_dict=state_dict,
+        strip_prefix=strip_prefix,
+        far=not stats or "leave --stats out",
+    )
     request = InspectRequest(
         pattern=pattern,
         sort=sort.value,
@@ -126,6 +146,7 @@ def inspect(
         weights=weights.value if weights else None,
     )
     inspection = inspect_file(located, request, state.output.progress)
+    workspace.say_what_was_read()
 
     pieces = inspection.pieces(everything=state.output.verbose, tensors=not summary, renamed_to=layout)
     state.output.result(inspection.to_json(tensors=not summary), lambda: state.output.show(pieces))
@@ -199,6 +220,10 @@ def diff(
     ignore_dtype: Annotated[
         bool, typer.Option("--ignore-dtype", help="Ignore differences in element type alone.")
     ] = False,
+    names_only: Annotated[
+        bool,
+        typer.Option("--names-only", help="Compare only names, shapes and types. Works for URLs too."),
+    ] = False,
     metadata: Annotated[bool, typer.Option("--metadata", help="Compare metadata and settings too.")] = False,
     everything: Annotated[
         bool,
@@ -238,9 +263,11 @@ def diff(
         relative=relative,
         ignore_dtype=ignore_dtype,
         rules=rules_given(rules, reverse=reverse),
+        names_only=names_only,
     )
-    first, second = _both(workspace, a, b)
+    first, second = _both(workspace, a, b, far=names_only or "give --names-only to compare names and shapes")
     found = compare_files(first, second, request, state.output.progress)
+    workspace.say_what_was_read()
     state.output.result(
         found.to_json(tensors=not summary),
         lambda: state.output.show(found.pieces(everything=state.output.verbose, tensors=not summary)),
@@ -249,13 +276,13 @@ def diff(
         raise typer.Exit(int(ExitCode.CHECK_FAILED))
 
 
-def _both(workspace: Workspace, *names: str) -> list[Located]:
+def _both(workspace: Workspace, *names: str, far: bool | str) -> list[Located]:
     """Find both files; where neither is there, one message says so."""
     found: list[Located] = []
     missing: list[NotFoundError] = []
     for name in names:
         try:
-            found.append(workspace.locate(name, fetch=False))
+            found.append(workspace.locate(name, fetch=False, far=far))
         except NotFoundError as error:
             missing.append(error)
     if len(missing) > 1 and missing[0].message != missing[1].message:

@@ -120,7 +120,7 @@ class Difference(Shown):
     b: Side
     paired_by: PairedBy
     paired: int  # tensors that both files have
-    identical: int  # those of them that agree in shape, type and every bit
+    identical: int  # those of them that agree in shape, type and, unless names only, every bit
     only_a: tuple[OnlyInOne, ...]
     only_b: tuple[OnlyInOne, ...]
     left_out_a: tuple[OnlyInOne, ...]  # only in one, and explained by a named rule: these do not count
@@ -128,6 +128,7 @@ class Difference(Shown):
     changed: tuple[Changed, ...]  # worst first: values that no tolerance covers, then by relative difference
     metadata: tuple[OtherMetadata, ...]  # empty unless asked for
     tolerance: Tolerance
+    names_only: bool = False  # names, shapes and types were compared, and no values
     only: str | None = None  # the pattern that chose the tensors looked at; None for all
     notes: tuple[str, ...] = ()
 
@@ -187,6 +188,9 @@ class Difference(Shown):
             found.append(f"metadata ({counts['other_metadata']:,})")
         if found:
             return f"differ: {'; '.join(found)}{self._describe_tolerated('; besides, ')}"
+        if self.names_only:
+            same = f"same names, shapes and types: {counted(self.paired, 'tensor')}"
+            return f"{same}; values not compared{self._describe_left_out()}"
         exact = f"{self.identical:,} bit for bit" if self.tolerated else "bit for bit"
         tolerated = self._describe_tolerated(", ")
         return f"same: {counted(self.paired, 'tensor')}, {exact}{tolerated}{self._describe_left_out()}"
@@ -245,6 +249,7 @@ class Difference(Shown):
             "b": self.b.to_json(),
             "paired_by": self.paired_by,
             "tolerance": asdict(self.tolerance),
+            "names_only": self.names_only,
             "only": self.only,
             "counts": self.counts,
             "metadata": [asdict(one) for one in self.metadata],
@@ -652,6 +657,7 @@ class DiffRequest:
     relative: float = 0.0
     ignore_dtype: bool = False
     rules: RuleFile | None = None  # what the tensors of the first are in the second
+    names_only: bool = False  # read no values
 
     @property
     def allowed(self) -> Tolerance:
@@ -684,7 +690,11 @@ def compare_files(
         sides = one.side(matches[0] if matches else None), two.side(matches[1] if matches else None)
         if request.only is not None:
             pairing, sides = _restricted(pairing, request.only, sides)
-        changed = _changed(pairing, one, two, allowed, progress)
+        if request.names_only:
+            found = (_judged(pair, None, allowed, names_only=True) for pair in pairing.pairs)
+            changed = tuple(sorted(filter(None, found), key=_badness))
+        else:
+            changed = _changed(pairing, one, two, allowed, progress)
         return Difference(
             a=sides[0],
             b=sides[1],
@@ -698,6 +708,7 @@ def compare_files(
             changed=changed,
             metadata=tuple(_other_metadata(one, two, everything)) if request.metadata else (),
             tolerance=allowed,
+            names_only=request.names_only,
             only=request.only,
             notes=tuple(_notes(one, two, pairing)),
         )
@@ -793,9 +804,13 @@ def _values(pair: Pair, one: Opened, two: Opened) -> ValueDifference:
     return found
 
 
-def _judged(pair: Pair, values: ValueDifference | None, allowed: Tolerance) -> Changed | None:
-    """What to report of a pair, None when every bit agrees."""
+def _judged(
+    pair: Pair, values: ValueDifference | None, allowed: Tolerance, *, names_only: bool = False
+) -> Changed | None:
+    """What to report of a pair, None when every bit agrees; or, of names only, shape and type."""
     other_dtype = pair.a.spec.dtype != pair.b.spec.dtype
+    if names_only and pair.comparable and (allowed.ignore_dtype or not other_dtype):
+        return None
     if values is not None and values.same and not other_dtype:
         return None
     tolerated = values is not None and values.within(allowed)

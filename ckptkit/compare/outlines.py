@@ -46,7 +46,9 @@ def outline_of(
 ) -> Outline:
     """The outline of a checkpoint, or of a JSON file of names and shapes."""
     if not isinstance(what, str | Path) or not is_json(Path(what)):
-        located = workspace.locate(what, fetch=False, state_dict=state_dict, strip_prefix=strip_prefix)
+        located = workspace.locate(
+            what, fetch=False, state_dict=state_dict, strip_prefix=strip_prefix, far=True
+        )
         with located.open(unwrap=False) as reader:
             return outline_in(reader, located.name, located.path)
     path = Path(what)

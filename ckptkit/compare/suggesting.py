@@ -24,6 +24,7 @@ from ckptkit.base.text import counted, shape_text
 from ckptkit.compare.built_models import is_factory, outline_of_factory
 from ckptkit.compare.outlines import Outline, is_json, outline_in, outline_of
 from ckptkit.families.layouts import TRAINING, slot_rule
+from ckptkit.formats.far_path import FarPath
 from ckptkit.rules.drafting import Draft, Drafted, DraftIgnore, drafts_of
 from ckptkit.rules.naming import opened
 from ckptkit.rules.structure import SURE, Match, Question, Structure, Sure
@@ -206,7 +207,11 @@ def suggest_rules(
             proven = same_values(reader, other, *values)
             more, *rounded = same_up_to_rounding(reader, other, *values, found=proven)
             proven, values = [*proven, *more], (rounded[0], rounded[1])
-    return _suggestion(have, want, proven, values)
+    found = _suggestion(have, want, proven, values)
+    far = [one.name for one in (have, want) if isinstance(one.path, FarPath)]
+    if far and request.values:
+        return replace(found, notes=(*found.notes, f"the values of {' and '.join(far)} were not read"))
+    return found
 
 
 def _side(
@@ -221,9 +226,10 @@ def _side(
         return outline_of_factory(workspace, str(what)), None
     if isinstance(what, str | Path) and is_json(Path(what)):
         return outline_of(workspace, what), None
-    located = workspace.locate(what, fetch=False, state_dict=state_dict, strip_prefix=strip_prefix)
+    located = workspace.locate(what, fetch=False, state_dict=state_dict, strip_prefix=strip_prefix, far=True)
     reader = stack.enter_context(located.open(unwrap=False))
-    return outline_in(reader, located.name, located.path), reader
+    outline = outline_in(reader, located.name, located.path)
+    return outline, None if isinstance(located.path, FarPath) else reader
 
 
 def _values(

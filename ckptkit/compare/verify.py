@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ckptkit.base.checksums import Digests, hash_file
-from ckptkit.base.errors import ConversionError, FormatError, listed
+from ckptkit.base.errors import ConversionError, FormatError, UsageError, listed
 from ckptkit.base.progress import Advance, Progress, no_progress
 from ckptkit.base.shown import Marked, Note, Piece, Shown
 from ckptkit.base.tensors import TensorSpec
@@ -161,6 +161,7 @@ class VerifyRequest:
     deep: bool = False
     weights: Weights = "auto"
     variant: str | None = None
+    structure: bool = False  # names, shapes and types alone
 
 
 def verify_checkpoint(
@@ -168,6 +169,8 @@ def verify_checkpoint(
 ) -> VerifyReport:
     """Put every question to a checkpoint; tensors that differ from their stored checksum are all listed."""
     entry, deep = located.entry, request.deep
+    if deep and request.structure:
+        raise UsageError("--deep reads the values that --structure leaves", hint="give only one of them")
     with located.open(request.weights) as reader:
         fitted = fit(
             reader.specs,
@@ -176,22 +179,18 @@ def verify_checkpoint(
             weights=request.weights,
             known=FileFacts.of(reader, entry),
         )
+        if request.structure:
+            return _structure_report(located, reader, fitted)
         checksum = check_checksum(located, progress)
         roles = fitted.roles(reader.specs)
         wanted, left_out = _to_look_at(reader.specs, fitted, around_in(entry))
         total = sum(spec.nbytes for spec in reader.specs.values())
         with progress(f"reading {located.name}", total) as advance:
             passed = _read_once(reader, wanted, deep=deep, advance=advance)
-        found = fitted.recognition
-        return VerifyReport(
-            name=located.name,
-            path=located.path,
-            entry=entry.id if entry else None,
-            format=reader.format,
-            family=found.family.name if found else None,
-            variant=found.variant if found else None,
-            layout=found.layout if found else None,
-            weights=fitted.match.weights if fitted.match else None,
+        return _report(
+            located,
+            reader,
+            fitted,
             deep=deep,
             checks=(
                 checksum,
@@ -210,11 +209,51 @@ def verify_checkpoint(
                 ),
                 check_parameters(fitted.match, reader.specs, entry),
             ),
-            notes=(
-                *reader.notes,
-                *(f"{name} cannot be read: {why}" for name, why in reader.left_out.items()),
-            ),
         )
+
+
+_LEFT = "left by --structure"
+
+
+def _structure_report(located: Located, reader: Reader, fitted: Fit) -> VerifyReport:
+    """What names, shapes and types alone answer."""
+    checks = (
+        Check(CHECKSUM, "skipped", _LEFT),
+        Check(CONTAINER, "ok", f"{_contents(reader)}: its description is sound; no tensor was read"),
+        fitted.check,
+        check_batch_norm(fitted.match, {}, located.entry, reader.metadata),
+        Check(VALUES, "skipped", _LEFT),
+        check_parameters(fitted.match, reader.specs, located.entry),
+    )
+    return _report(located, reader, fitted, deep=False, checks=checks)
+
+
+def _report(
+    located: Located, reader: Reader, fitted: Fit, *, deep: bool, checks: tuple[Check, ...]
+) -> VerifyReport:
+    found = fitted.recognition
+    return VerifyReport(
+        name=located.name,
+        path=located.path,
+        entry=located.entry.id if located.entry else None,
+        format=reader.format,
+        family=found.family.name if found else None,
+        variant=found.variant if found else None,
+        layout=found.layout if found else None,
+        weights=fitted.match.weights if fitted.match else None,
+        deep=deep,
+        checks=checks,
+        notes=(
+            *reader.notes,
+            *(f"{name} cannot be read: {why}" for name, why in reader.left_out.items()),
+        ),
+    )
+
+
+def _contents(reader: Reader) -> str:
+    """Format, number of tensors and bytes."""
+    count = counted(len(reader.specs), "tensor")
+    return f"{reader.format}, {count}, {sum(spec.nbytes for spec in reader.specs.values()):,} bytes of data"
 
 
 @dataclass
@@ -266,8 +305,7 @@ def _read_once(reader: Reader, wanted: frozenset[str], *, deep: bool, advance: A
 
 
 def _check_container(reader: Reader, passed: _Pass, *, deep: bool) -> Check:
-    count = counted(len(reader.specs), "tensor")
-    what = f"{reader.format}, {count}, {sum(spec.nbytes for spec in reader.specs.values()):,} bytes of data"
+    what = _contents(reader)
     if passed.damaged:
         detail = f"{what}: {len(passed.damaged):,} damaged; fetch or copy the file again"
         return Check(CONTAINER, "failed", detail, tuple(passed.damaged.values()))

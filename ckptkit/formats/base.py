@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from ckptkit.base.errors import UsageError
 from ckptkit.base.files import storage_error
 from ckptkit.base.tensors import Array, RawTensor, TensorSpec
+from ckptkit.formats.far_path import FarPath
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -57,6 +58,11 @@ class Sample:
     def is_folder(self) -> bool:
         """Whether it is a folder, which has no bytes."""
         return self.given is None and self.path.is_dir()
+
+    @property
+    def is_far(self) -> bool:
+        """Whether it is on a server, where each place that is looked at costs a request."""
+        return isinstance(self.path, FarPath)
 
     @cached_property
     def size(self) -> int:

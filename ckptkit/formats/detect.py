@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,6 +16,7 @@ from ckptkit.base.text import counted
 from ckptkit.formats import foreign
 from ckptkit.formats.base import HDF5_MARK, Format, Opening, Reader, Sample, Weights, Writer
 from ckptkit.formats.builtin import BUILT_IN, added, format_of, is_dcp, is_unpacked_torch, is_zero
+from ckptkit.formats.far_path import DOWNLOAD, as_path
 from ckptkit.formats.shards import INDEX_ENDINGS, ShardedReader, index_beside, index_of, numbered, shards_of
 
 _ZIP_END = b"PK\x05\x06"
@@ -47,7 +48,7 @@ def open_reader(
     ``state_dict`` and ``weights`` choose in PyTorch files that hold several state dicts, or moving averages
     in one of their own; ``as_saved`` leaves prefixes of wrappers on the names.
     """
-    reader = _open(Path(path), Opening(state_dict, weights, as_saved=as_saved))
+    reader = _open(as_path(path), Opening(state_dict, weights, as_saved=as_saved))
     if state_dict and not reader.state_dicts:
         reader.close()
         raise NotFoundError(
@@ -75,6 +76,12 @@ def _opened(sample: Sample, how: Opening) -> Reader:
             return open_it(sample, how)
     if _is_shard_index(sample) and not how.is_shard:
         return _open_shards(sample.path, how)
+    if sample.is_far and (sample.is_packed or sample.is_tar):
+        raise FormatError(
+            sample.path,
+            "is an archive, whose members cannot be read by ranges",
+            hint=DOWNLOAD,
+        )
     if not sample.is_packed:
         _refuse_second_kind(sample)
     format = _format_of(sample)
@@ -231,6 +238,8 @@ def _looks_added(path: Path) -> bool:
 
 
 def _refuse_missing(sample: Sample, _how: Opening) -> Reader:
+    if sample.is_far:
+        raise NotFoundError(f"{sample.path}: the server has no such file", hint="check the address")
     raise NotFoundError(f"{sample.path}: no such file, folder or TensorFlow checkpoint prefix")
 
 
@@ -328,6 +337,32 @@ def checkpoint_in(folder: Path, *kinds: IsCheckpoint) -> Path:
             f"{shown} holds {counted(len(found), 'checkpoint')}", hint=f"name one: {listed(choices, _SHOWN)}"
         )
     return found[0]
+
+
+def chosen_of(shown: str, names: Sequence[str]) -> str:
+    """The checkpoint among the files of a repository, of which the names alone are known.
+
+    >>> chosen_of("hf://a/b", ["config.json", "model.safetensors", "pytorch_model.bin", "optimizer.pt"])
+    'model.safetensors'
+    """
+    best = next((name for name in _HUGGING_FACE if name in names), None)
+    if best is not None:
+        return best
+    found = [name for name in names if _may_be_checkpoint(name)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise FormatError(shown, f"holds no checkpoint, only {listed(names, _SHOWN)}")
+    choices = listed([f"{shown}/{name}" for name in found], _SHOWN)
+    raise UsageError(f"{shown} holds {counted(len(found), 'checkpoint')}", hint=f"name one: {choices}")
+
+
+def _may_be_checkpoint(name: str) -> bool:
+    """By a name's end alone; a shard goes by its index."""
+    endings = [end for format in BUILT_IN.values() for end in (*format.endings, *format.also_endings)]
+    wanted = name.endswith((*endings, *INDEX_ENDINGS, ".h5", ".keras", ".ckpt.index"))
+    of_training = any(fnmatchcase(name.rpartition("/")[2], pattern) for pattern in _TRAINING)
+    return wanted and not of_training and not numbered(name)
 
 
 def _names(folder: Path) -> list[str]:
@@ -456,7 +491,8 @@ def _refuse_second_kind(sample: Sample) -> None:
 
 def _hdf5_places(sample: Sample) -> list[int]:
     """Where an HDF5 file could begin that is in this one: programs look at powers of two for it."""
-    places = [0, *(512 << power for power in range(40) if 512 << power < sample.size - len(HDF5_MARK))]
+    last = (len(sample.head) if sample.is_far else sample.size) - len(HDF5_MARK)
+    places = [0, *(512 << power for power in range(40) if 512 << power < last)]
     return [at for at in places if _around(sample, at).startswith(HDF5_MARK)]
 
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
-from ckptkit.base.errors import FormatError, NotFoundError
+from ckptkit.base.errors import FormatError, NotFoundError, UsageError
 from ckptkit.base.files import storage_error
 from ckptkit.base.tensors import Array, DType
+from ckptkit.formats.far_path import DOWNLOAD, FarFile, FarPath
 
 MAX_DIMS = 32
 """numpy 1.x holds no more axes; no published model comes near."""
@@ -35,15 +36,20 @@ class MappedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._whole: Array | None = None
+        self.data: mmap.mmap | _Unmapped | _Window
         try:
+            if isinstance(path, FarPath):
+                far = path.far
+                self.size, self.data = far.size, _Far(path, far)
+                if self.size == 0:
+                    raise FormatError(path, "empty file")
+                return
             with path.open("rb") as file:
                 self.size = os.fstat(file.fileno()).st_size
                 if self.size == 0:
                     raise FormatError(path, "empty file", hint="fetch or write it again")
                 try:
-                    self.data: mmap.mmap | _Unmapped | _Window = mmap.mmap(
-                        file.fileno(), 0, access=mmap.ACCESS_READ
-                    )
+                    self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                 except OSError:  # some FUSE and network file systems have no maps; or memory is limited
                     self.data = _Unmapped(path, self.size)
         except FileNotFoundError as error:
@@ -52,6 +58,11 @@ class MappedFile:
             raise FormatError(path, "a folder where a file is needed") from error
         except OSError as error:
             raise storage_error(error, path) from error
+
+    @property
+    def is_far(self) -> bool:
+        """Whether each place in it that is looked at costs a request to a server."""
+        return isinstance(self.data, _Far)
 
     def fault(self, reason: str, offset: int | None = None, hint: str | None = None) -> FormatError:
         """The refusal of the file."""
@@ -71,6 +82,11 @@ class MappedFile:
             empty.flags.writeable = False
             return empty
         steps = None if strides is None else tuple(strides)
+        if self.is_far:
+            raise UsageError(
+                f"{self.path}: the values of its tensors are not read from a server",
+                hint=DOWNLOAD,
+            )
         if isinstance(self.data, (_Unmapped, _Window)):
             extents = zip(shape, steps or _strides(shape, dtype.itemsize), strict=True)
             nbytes = dtype.itemsize + sum((length - 1) * step for length, step in extents)
@@ -148,6 +164,11 @@ class MappedPart(MappedFile):
         self.path, self.size = whole.path, nbytes
         self._file, self._start = whole, start
         self.data = _Window(whole.data, start, nbytes)
+
+    @property
+    def is_far(self) -> bool:
+        """Whether each place in it that is looked at costs a request to a server."""
+        return self._file.is_far
 
     def fault(self, reason: str, offset: int | None = None, hint: str | None = None) -> FormatError:
         """The refusal of the file, at an offset that is counted from its own beginning."""
@@ -269,6 +290,19 @@ class _Unmapped:
         self.closed = True
         self._window = (0, b"")
         self._file.close()
+
+
+class _Far(_Unmapped):
+    """A file on a server, of which ranges are transferred on demand; who serves them keeps what came."""
+
+    def __init__(self, path: Path, far: FarFile) -> None:
+        self._path, self._size, self._far = path, far.size, far
+
+    def _read(self, start: int, stop: int) -> bytes:
+        return self._far.read(start, stop) if stop > start else b""
+
+    def close(self) -> None:
+        self.closed = True
 
 
 def _strides(shape: Sequence[int], itemsize: int) -> list[int]:

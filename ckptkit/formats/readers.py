@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ckptkit.base.errors import FormatError, NotFoundError
 from ckptkit.base.tensors import Array, DType, RawTensor, TensorSpec, array_dtype, byte_pieces
 from ckptkit.formats.base import Reader
+from ckptkit.formats.far_path import as_path
 from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
 
 
@@ -22,7 +23,7 @@ class MappedReader(Reader):
     _also: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, path: str | Path, file: Path | None = None) -> None:
-        self.path = Path(path)
+        self.path = as_path(path)
         self._file = MappedFile(file or self.path)
         self._files = [self._file]
         try:

@@ -33,6 +33,7 @@ from ckptkit.base.tensors import Array, DType, Piece, RawTensor, TensorSpec
 from ckptkit.base.text import counted
 from ckptkit.formats import foreign
 from ckptkit.formats.base import Check
+from ckptkit.formats.far_path import as_path
 from ckptkit.formats.mapped_file import MappedFile
 from ckptkit.formats.protobuf_wire import WireError
 from ckptkit.formats.readers import MappedReader, refuse_odd_bools, whole_bytes
@@ -220,7 +221,7 @@ class TfBundleReader(MappedReader):
     format = "tf"
 
     def __init__(self, path: Path, *, verify: bool = False) -> None:
-        self.path = Path(path)
+        self.path = as_path(path)
         self._verify = verify
         self._files: list[MappedFile] = []
         self._shards: dict[int, MappedFile] = {}

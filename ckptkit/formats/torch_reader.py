@@ -26,6 +26,7 @@ from ckptkit.base.errors import FormatError
 from ckptkit.base.tensors import DTYPES, Array, DType, RawTensor, TensorSpec, swapped
 from ckptkit.base.text import counted
 from ckptkit.formats.base import AVERAGING_COUNTERS, Copy, Weights
+from ckptkit.formats.far_path import as_path
 from ckptkit.formats.json_text import parse_metadata
 from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
 from ckptkit.formats.pickle_machine import Inert, PersistentLoad, PickleMachine, no_persistent_ids
@@ -218,7 +219,7 @@ def _running(path: Path, would_run: Mapping[str, None], kind: str = "") -> Forma
 
 def _load_zip(stream: _Stream, attributes: dict[str, tuple[str, ...]]) -> _Contents:
     file = stream.file
-    directory = read_directory(file)
+    directory = read_directory(file, later=lambda name: name.partition("/")[2].startswith("data/"))
     entries = directory.entries
     root = _root_of(file.path, list(entries))
     prefix = root + "data/"
@@ -756,7 +757,7 @@ class TorchReader(StateDictReader):
         weights: Weights | None = None,
         as_saved: bool = False,
     ) -> None:
-        self._folder = Path(path) if Path(path).is_dir() else None
+        self._folder = folder if (folder := as_path(path)).is_dir() else None
         file = self._folder and self._folder / "data.pkl"
         super().__init__(path, file, state_dict=state_dict, weights=weights, as_saved=as_saved)
 

@@ -15,7 +15,7 @@ import stat
 import struct
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise, zip_longest
@@ -212,8 +212,11 @@ class _End:
     comment: bytes
 
 
-def read_directory(file: MappedFile) -> ZipDirectory:
+def read_directory(file: MappedFile, later: Callable[[str], bool] = lambda _name: False) -> ZipDirectory:
     """Read and check the directory of an archive.
+
+    ``later`` picks members that nobody looks at before tensors are read: a far file, of which none are, is
+    not asked for the header of each.
 
     Every byte of the file must belong to a member, to the directory or to the comment: some programs look for
     members from the beginning, some from the end, and all of them shall find the same.
@@ -235,7 +238,7 @@ def read_directory(file: MappedFile) -> ZipDirectory:
     plain: set[str] = set()
     position = end.offset
     for _ in range(end.count):
-        entry, position = _member(file, position, end)
+        entry, position = _member(file, position, end, later)
         budget.spend(nodes=1, names=len(entry.name), steps=8)
         path = plain_name(entry.name)
         if path in plain:
@@ -316,7 +319,7 @@ def _end64_of(file: MappedFile, locator: int, narrow: tuple[int, int, int, int],
     return _End(count, size, offset, position, comment)
 
 
-def _member(file: MappedFile, position: int, end: _End) -> tuple[ZipEntry, int]:
+def _member(file: MappedFile, position: int, end: _End, later: Callable[[str], bool]) -> tuple[ZipEntry, int]:
     """The member of a record, compared with the header before its data; and where the next record is."""
     names = position + CENTRAL.size
     if names > end.stop:
@@ -336,15 +339,22 @@ def _member(file: MappedFile, position: int, end: _End) -> tuple[ZipEntry, int]:
     start = header + LOCAL.size
     if start > file.size:
         raise file.fault(f"zip entry {name!r} is outside the file", offset=header)
+    if file.is_far and later(name):  # where it begins at the earliest
+        entry = ZipEntry(name, method, crc, packed, size, start + len(raw), attributes, flags, header)
+        return _fitting(file, entry, end), following
     local = LOCAL.unpack(file.data[header:start])
     offset = start + local[9] + local[10]
     if local[0] != LOCAL_MAGIC or file.data[start : start + local[9]] != raw:
         raise file.fault(f"zip entry {name!r} is not where the directory says", offset=header)
     entry = ZipEntry(name, method, crc, packed, size, offset, attributes, flags, header)
-    if entry.end > end.offset or (method == STORED and packed != size):
-        raise file.fault(f"zip entry {name!r} does not fit into the file", offset=header)
-    _compare_headers(file, entry, local, file.data[start + local[9] : offset])
+    _compare_headers(file, _fitting(file, entry, end), local, file.data[start + local[9] : offset])
     return entry, following
+
+
+def _fitting(file: MappedFile, entry: ZipEntry, end: _End) -> ZipEntry:
+    if entry.end > end.offset or (entry.method == STORED and entry.packed != entry.size):
+        raise file.fault(f"zip entry {entry.name!r} does not fit into the file", offset=entry.header)
+    return entry
 
 
 def _compare_headers(file: MappedFile, entry: ZipEntry, local: tuple[Any, ...], extra: bytes) -> None:
@@ -417,6 +427,8 @@ def _refuse_other_bytes(file: MappedFile, entries: list[ZipEntry], end: _End) ->
         if following.header < entry.end:
             reason = f"zip entries {entry.name!r} and {following.name!r} overlap"
             raise file.fault(reason, offset=following.header)
+    if file.is_far:
+        return
     gaps = [(entry.header, f"zip entry {entry.name!r}") for entry in entries]
     reached, last = 0, None
     for (start, where), entry in zip_longest([*gaps, (end.offset, "zip directory")], entries):
