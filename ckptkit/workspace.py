@@ -273,7 +273,7 @@ class Workspace:
         if far is not True:
             raise UsageError(f"{shown} is on a server: its values cannot be read there", hint=far or DOWNLOAD)
         if self.offline:
-            raise NetworkError(f"{shown}: --offline forbids asking its server", hint="run without --offline")
+            raise NetworkError(f"{shown}: --offline forbids asking its server", hint=DOWNLOAD)
         if is_repository(url):
             repository, names = self.ranged.repository(url)
             url = f"{repository}/{chosen_of(shown, names)}"

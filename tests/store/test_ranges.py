@@ -150,7 +150,7 @@ def test_diff_verify_and_rules_need_no_values(server, run, tmp_path):
         (("verify", "URL"), "--structure"),
         (("inspect", "URL", "--stats"), "--stats"),
         (("convert", "URL"), "download the file"),
-        (("--offline", "inspect", "URL"), "without --offline"),
+        (("--offline", "inspect", "URL"), "--offline forbids"),
     ],
 )
 def test_values_are_refused_before_any_request(server, run, command, hint):
