@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ckptkit.base.errors import NotFoundError, listed
 from ckptkit.base.tensors import Array
@@ -39,6 +39,10 @@ class Pair:
     def name(self) -> str:
         """What the report calls it."""
         return self.left if self.left == self.right else f"{self.left} ↔ {self.right}"
+
+    def of(self, which: Literal["left", "right"]) -> str:
+        """What one side calls it."""
+        return self.left if which == "left" else self.right
 
 
 def is_output(name: str, told: Sequence[str]) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from ckptkit.base.errors import ConversionError, UsageError, listed, one_of
 from ckptkit.base.files import StagedFile, refuse_existing, translated
@@ -30,6 +30,13 @@ from ckptkit.parity.sides import (
     read_recording,
     require_packages,
 )
+
+_STAGES_BACK = 3
+"""Where a cause is looked for: a fault may be too small to see in the stage that has it."""
+_CLOSER = 4
+"""How many times closer a cause brings a stage: a change of no account is none, however close both are."""
+_FLAT = 100
+"""How many times smaller than a missing bias what remains without it is."""
 
 GUESSED = "the stages were paired by shape and order of execution: name them under stages: to be sure"
 
@@ -172,23 +179,36 @@ class UserCase(Case[CaseInputs]):
         if place is None or not math.isfinite(stages[place].max_abs):  # another shape, or NaN
             return None, 0
         departed = stages[place]
+        exchanged = _exchanged(compared, stages[place:])
+        if exchanged is not None:
+            return exchanged, 0
         pair = compared.pairs[departed.name]
-        before = compared.pairs[stages[place - 1].name] if place else None
         bias = _constant_difference(compared, departed, pair)
         tried = 0
-        for which, side in zip(SIDES, (self.reference, self.candidate), strict=True):
-            if not isinstance(side, SideProcess):
-                continue
-            own = pair.left if which == "left" else pair.right
-            after = (before.left if which == "left" else before.right) if before else None
-            expected = compared.expected_by(which, pair)
-            limit = departed.limit
-            answer = side.explain(after, own, expected, limit.value, relative=limit.relative)
-            tried += answer["tried"]
-            if answer["found"]:
-                best_of = answer["found"][0]
-                return Cause(which, best_of["kind"], best_of["what"], best_of["figure"]), tried
+        for first in dict.fromkeys((place, max(place - _STAGES_BACK, 0))):
+            before = compared.pairs[stages[first - 1].name] if first else None
+            for which in ("right", "left"):  # the port is on the right as a rule
+                answer = self._explained(which, compared, departed, before)
+                tried += answer["tried"]
+                if answer["found"]:
+                    closest = answer["found"][0]
+                    return Cause(which, closest["kind"], closest["what"], closest["figure"]), tried
+            if bias is not None:
+                break
         return bias, tried
+
+    def _explained(
+        self, which: Which, compared: PairedOutputs, departed: StageComparison, before: Pair | None
+    ) -> dict[str, Any]:
+        """The changes of one side that make a stage agree; a side that was recorded has none."""
+        side = self.reference if which == "left" else self.candidate
+        if not isinstance(side, SideProcess):
+            return {"tried": 0, "found": []}
+        pair, limit = compared.pairs[departed.name], departed.limit
+        until, after = pair.of(which), before.of(which) if before else None
+        now = departed.relative if limit.relative else departed.max_abs
+        allowed = min(limit.value, now / _CLOSER)
+        return side.explain(after, until, compared.expected_by(which, pair), allowed, relative=limit.relative)
 
 
 @dataclass(frozen=True)
@@ -203,8 +223,7 @@ class PairedOutputs(Compared):
         """What the other side gave, in the order of axes of one side."""
         place = SIDES.index(which)
         own, other = self.forms[pair.name][place], self.forms[pair.name][1 - place]
-        name = pair.left if which == "left" else pair.right
-        return own.back(other.array, self.outputs[place].arrays[name].shape)
+        return own.back(other.array, self.outputs[place].arrays[pair.of(which)].shape)
 
 
 def judged(
@@ -232,6 +251,31 @@ def judged(
     return [stage for stage in found if stage.name not in apart], notes
 
 
+def _exchanged(compared: PairedOutputs, stages: Sequence[StageComparison]) -> Cause | None:
+    """A later stage that gives on each side what the first one of these gives on the other."""
+    import numpy
+
+    def apart(one: Array, other: Array) -> float:
+        return float(numpy.abs(one.astype(numpy.float64) - other).max())
+
+    first = stages[0]
+    for later in stages[1:]:
+        if later.ok or later.shape != first.shape or not math.isfinite(later.max_abs):
+            continue
+        crossed = ((first, later), (later, first))
+        differences = [
+            apart(compared.ours[one.name], compared.theirs[other.name])
+            / ((one.scale or 1.0) if one.limit.relative else 1.0)
+            for one, other in crossed
+        ]
+        if all(found <= one.limit.value for found, (one, _) in zip(differences, crossed, strict=True)):
+            names = [compared.pairs[one.name].right for one in (first, later)]
+            return Cause(
+                "right", "swapped", f"the outputs of {names[0]} and {names[1]} swapped", max(differences)
+            )
+    return None
+
+
 def _constant_difference(compared: PairedOutputs, stage: StageComparison, pair: Pair) -> Cause | None:
     """A bias that one side lacks: the difference is one number for each channel."""
     import numpy
@@ -241,10 +285,11 @@ def _constant_difference(compared: PairedOutputs, stage: StageComparison, pair: 
         return None
     difference = (theirs.astype(numpy.float64) - ours).reshape(-1, ours.shape[-1])
     by_channel = difference.mean(axis=0)
-    rest = float(numpy.abs(difference - by_channel).max()) / (stage.scale or 1.0)
-    if len(difference) < 2 or rest > stage.limit.value or not numpy.abs(by_channel).max():
+    largest, rest = (float(numpy.abs(one).max()) for one in (by_channel, difference - by_channel))
+    figure = rest / (stage.scale or 1.0) if stage.limit.relative else rest
+    if len(difference) < 2 or figure > stage.limit.value or rest * _FLAT > largest:
         return None
-    return Cause("left", "bias", "a constant added to each channel (a bias that one side lacks)", rest)
+    return Cause("left", "bias", "a constant added to each channel (a bias that one side lacks)", figure)
 
 
 def _shapes(side: Outputs) -> str:

@@ -8,7 +8,7 @@ agrees with the other side.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,9 @@ from ckptkit.base.tensors import Array
 
 EPSILONS = (1e-5, 1e-3, 1e-6, 1e-12, 1e-7)
 """Those of the frameworks' and of published models' normalizations."""
+
+SLOPES = (0.01, 0.2, 0.1, 0.3, 0.05)
+"""Usual ones of a leaky ReLU: PyTorch's, Keras' and those of published models."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,53 @@ def same_pads(
     return pads
 
 
+def symmetric_pads(kernel: Iterable[int], dilation: Iterable[int]) -> list[tuple[int, int]]:
+    """What PyTorch models add on both sides of each axis, as a rule.
+
+    >>> symmetric_pads([3, 7], [1, 1])
+    [(1, 1), (3, 3)]
+    """
+    halves = [step * (width - 1) // 2 for width, step in zip(kernel, dilation, strict=True)]
+    return [(half, half) for half in halves]
+
+
+Pads = Sequence[tuple[int, int]]
+
+
+def other_paddings(own: Pads, same: Pads, symmetric: Pads) -> Iterator[tuple[str, Pads]]:
+    """Other ways to pad, in words.
+
+    >>> for words, pads in other_paddings([(1, 1)], same_pads([8], [3], [2], [1]), [(1, 1)]):
+    ...     print(words, pads)
+    SAME padding (more after than before) instead of symmetric [(0, 1)]
+    padding before only instead of symmetric [(1, 0)]
+    padding after only instead of symmetric [(0, 2)]
+    padding before only instead of symmetric [(2, 0)]
+    """
+    ways: list[tuple[str, str, Pads]] = [
+        ("SAME padding (more after than before)", "SAME", same),
+        ("symmetric padding", "symmetric", symmetric),
+    ]
+    for total in ([before + after for before, after in pads] for pads in (same, own)):
+        ways.append(("padding after only", "after only", [(0, one) for one in total]))
+        ways.append(("padding before only", "before only", [(one, 0) for one in total]))
+    own = [(before, after) for before, after in own]
+    now = next((short for _, short, pads in ways if pads == own), "its own")
+    known: list[Pads] = [own]
+    for words, _, pads in ways:
+        if pads not in known:
+            known.append(pads)
+            yield f"{words} instead of {now}", pads
+
+
 def other_epsilons(own: float) -> Iterator[float]:
     """Usual ones that a layer does not have."""
     return (epsilon for epsilon in EPSILONS if abs(epsilon - own) > own * 1e-6)
+
+
+def other_slopes(own: float) -> Iterator[float]:
+    """Usual ones that a leaky ReLU does not have."""
+    return (slope for slope in SLOPES if abs(slope - own) > 1e-6)
 
 
 def spelled(number: float) -> str:

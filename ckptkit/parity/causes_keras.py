@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 from ckptkit.base.tensors import Array
-from ckptkit.parity.causes import Change, other_epsilons, spelled, tried
+from ckptkit.parity.causes import (
+    Change,
+    Pads,
+    other_epsilons,
+    other_paddings,
+    other_slopes,
+    same_pads,
+    spelled,
+    symmetric_pads,
+    tried,
+)
 from ckptkit.parity.recorder import layer_name, tensors_in, to_numpy
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -26,6 +36,8 @@ class Call:
     name: str
     given: int  # identity of its first argument
     options: Mapping[str, Any]
+    shape: tuple[int, ...]  # of its first argument
+    then: Call | None = None  # the layer that runs next
 
 
 class _ReachedError(Exception):
@@ -62,7 +74,8 @@ class Segment:
                 state.count += 1
                 if calls is not None:
                     self._kept.append(args)
-                    calls.append(Call(layer, name, id(args[0]) if args else 0, options))
+                    given = args[0] if args else None
+                    calls.append(Call(layer, name, id(given), options, tuple(getattr(given, "shape", ()))))
             around = (changes or {}).get(place) if is_in else None
             if around is None:
                 result = original(layer, *args, **options)
@@ -129,6 +142,8 @@ def explain(model: Any, forward: Callable[[], Any], request: Mapping[str, Any]) 
     segment = Segment(model, forward, request["after"], request["until"])
     calls: list[Call] = []
     segment.run(calls=calls)
+    for call, following in pairwise(calls):
+        call.then = following if type(following.layer).__name__ in _WINDOWS else None
     now: dict[str, Any] = {}
 
     @contextmanager
@@ -231,6 +246,13 @@ def _epsilon(call: Call) -> _Applied:
             yield f"{spelled(epsilon)} instead of {spelled(own)}", _attribute("epsilon", epsilon)
 
 
+def _slope(call: Call) -> _Applied:
+    if type(call.layer).__name__ == "LeakyReLU":
+        own = float(call.layer.negative_slope)
+        for slope in other_slopes(own):
+            yield f"slope {slope:g} instead of {own:g}", _attribute("negative_slope", slope)
+
+
 def _training(call: Call) -> _Applied:
     if type(call.layer).__name__ != "BatchNormalization":
         return
@@ -251,29 +273,40 @@ def _training(call: Call) -> _Applied:
 
 def _padding(call: Call) -> _Applied:
     layer, kind = call.layer, type(call.layer).__name__
-    if kind in ("Conv2D", "DepthwiseConv2D", "MaxPooling2D") and layer.padding == "same":
-        strides = layer.strides if isinstance(layer.strides, (tuple, list)) else (layer.strides,)
-        if max(strides) > 1:
-            yield "symmetric padding instead of SAME", _symmetric
-    elif kind == "ZeroPadding2D":
-        pads = layer.padding
-        turned = tuple((after, before) for before, after in pads)
-        less = tuple((max(before - 1, 0), after) for before, after in pads)
-        if turned != pads:
-            yield "symmetric padding instead of more on one side", _attribute("padding", turned)
-        else:
-            yield "SAME padding (more after than before) instead of symmetric", _attribute("padding", less)
+    if len(call.shape) != 4 or getattr(layer, "data_format", "channels_last") != "channels_last":
+        return
+    size = call.shape[1:3]
+    if kind in _WINDOWS and layer.padding == "same":
+        same, symmetric = _usual_pads(layer, size)
+        if any(map(any, same)):
+            for what, pads in other_paddings(same, same, symmetric):
+                yield what, partial(_padded, pads)
+    elif kind == "ZeroPadding2D" and call.then is not None:
+        for what, pads in other_paddings(layer.padding, *_usual_pads(call.then.layer, size)):
+            yield what, _attribute("padding", pads)
+
+
+_WINDOWS = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "MaxPooling2D")
+
+
+def _usual_pads(layer: Any, size: Iterable[int]) -> tuple[Pads, Pads]:
+    """SAME, and what is symmetric, for a convolution or a pooling of a map."""
+    kernel = _pair(layer.pool_size if type(layer).__name__ == "MaxPooling2D" else layer.kernel_size)
+    dilation = _pair(getattr(layer, "dilation_rate", 1))
+    return same_pads(size, kernel, _pair(layer.strides), dilation), symmetric_pads(kernel, dilation)
+
+
+def _pair(value: Any) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
 
 @contextmanager
-def _symmetric(layer: Any, given: Arguments) -> Iterator[Arguments]:
+def _padded(pads: Pads, layer: Any, given: Arguments) -> Iterator[Arguments]:
     import keras
 
-    pool = type(layer).__name__ == "MaxPooling2D"
-    sides = [size // 2 for size in (layer.pool_size if pool else layer.kernel_size)]
-    pads = [(0, 0), (sides[0], sides[0]), (sides[1], sides[1]), (0, 0)]
+    value = float("-inf") if type(layer).__name__ == "MaxPooling2D" else 0.0
     (first, *rest), options = given
-    padded = keras.ops.pad(first, pads, constant_values=float("-inf") if pool else 0.0)
+    padded = keras.ops.pad(first, [(0, 0), *pads, (0, 0)], constant_values=value)
     with _attribute("padding", "valid")(layer, given):
         yield (padded, *rest), options
 
@@ -305,6 +338,7 @@ def _bias(call: Call) -> _Applied:
 
 _TABLE: tuple[tuple[str, str, Callable[[Call], _Applied]], ...] = (
     ("epsilon", "epsilon {what} in {where}", _epsilon),
+    ("activation", "{what} in {where}", _slope),
     ("batch norm", "{what} in {where}", _training),
     ("padding", "{what} in {where}", _padding),
     ("transpose", "the kernel of {where} {what}", _transposed),

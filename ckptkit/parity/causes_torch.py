@@ -14,7 +14,17 @@ from itertools import combinations
 from typing import Any
 
 from ckptkit.base.tensors import Array
-from ckptkit.parity.causes import Change, other_epsilons, same_pads, spelled, tried
+from ckptkit.parity.causes import (
+    Change,
+    Pads,
+    other_epsilons,
+    other_paddings,
+    other_slopes,
+    same_pads,
+    spelled,
+    symmetric_pads,
+    tried,
+)
 from ckptkit.parity.child import called
 from ckptkit.parity.recorder import tensors_in, to_numpy
 
@@ -26,6 +36,7 @@ _ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
     "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
     "gelu": ("input", "approximate"),
+    "leaky_relu": ("input", "negative_slope", "inplace"),
     "linear": ("input", "weight", "bias"),
     **dict.fromkeys(_CONVOLUTIONS, ("input", "weight", "bias", "stride", "padding", "dilation", "groups")),
     "max_pool2d": ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
@@ -50,6 +61,7 @@ class Call:
     place: str  # the module that runs
     arguments: Arguments  # tensors among them as they are
     names: Mapping[int, str] = field(repr=False, default_factory=dict)  # of parameters, by their addresses
+    then: Call | None = None  # the convolution or the pooling that takes what a padding by hand gives
 
     def name(self, argument: str = "weight") -> str:
         """The parameter that is used, or else the module."""
@@ -173,6 +185,7 @@ def explain(segment: Segment, request: Mapping[str, Any]) -> dict[str, Any]:
         return make()
 
     segment.run(note)
+    _connect(calls)
     active: dict[int, Callable[[Call], Arguments | None]] = {}
 
     def changed(place: int, call: Call, make: Callable[..., Any]) -> Any:
@@ -188,6 +201,25 @@ def explain(segment: Segment, request: Mapping[str, Any]) -> dict[str, Any]:
 
     changes = (Change(kind, what, partial(force, places)) for kind, what, places in _changes(calls))
     return tried(changes, lambda: segment.run(changed), request)
+
+
+def _connect(calls: list[Call]) -> None:
+    """Find what each padding by hand is made for: the next call that takes a map of its size."""
+    for place, call in enumerate(calls):
+        if call.function != "pad":
+            continue
+        size = list(call.arguments["input"].shape)
+        for axis, added in enumerate(call.arguments["pad"]):
+            size[-1 - axis // 2] += added
+        call.then = next(
+            (
+                later
+                for later in calls[place + 1 :]
+                if later.function in (*_CONVOLUTIONS, "max_pool2d")
+                and list(later.arguments["input"].shape) == size
+            ),
+            None,
+        )
 
 
 _Places = Mapping[int, Callable[[Call], Arguments | None]]
@@ -237,6 +269,13 @@ def _gelu(call: Call) -> _Applied:
         yield f"{words[other]} instead of {words[own]}", _set(approximate=other)
 
 
+def _slope(call: Call) -> _Applied:
+    if call.function == "leaky_relu":
+        own = call.arguments.get("negative_slope", 0.01)
+        for slope in other_slopes(own):
+            yield f"slope {slope:g} instead of {own:g}", _set(negative_slope=slope)
+
+
 def _training(call: Call) -> _Applied:
     if call.function == "batch_norm":
         if call.arguments.get("training"):
@@ -254,35 +293,54 @@ def _sizes(value: Any, count: int) -> list[int]:
 
 
 def _padding(call: Call) -> _Applied:
-    if call.function in _CONVOLUTIONS and not isinstance(call.arguments.get("padding", 0), str):
-        axes = call.arguments["input"].ndim - 2
-        own = _sizes(call.arguments.get("padding", 0), axes)
-        if any(own) and max(_sizes(call.arguments.get("stride", 1), axes)) > 1:
-            yield "SAME padding (more after than before) instead of symmetric", _as_same
-    elif call.function == "max_pool2d" and call.arguments.get("padding"):
-        yield "SAME padding (more after than before) instead of symmetric", _as_same
-    elif call.function == "pad":
-        pads = list(call.arguments["pad"])
-        turned = [
-            side for before, after in zip(pads[::2], pads[1::2], strict=True) for side in (after, before)
-        ]
-        if turned != pads:
-            yield "symmetric padding instead of more on one side", _set(pad=turned)
+    if call.function == "pad":
+        yield from _padding_by_hand(call)
+    elif call.function in (*_CONVOLUTIONS, "max_pool2d"):
+        same, symmetric = _usual_pads(call, call.arguments["input"].shape[2:])
+        padding = call.arguments.get("padding", 0)
+        axes = len(same)
+        own = same if padding == "same" else _both_sides(0 if padding == "valid" else padding, axes)
+        if any(map(any, own)):
+            for what, pads in other_paddings(own, same, symmetric):
+                yield what, partial(_padded, pads)
 
 
-def _as_same(call: Call) -> Arguments:
+def _padding_by_hand(call: Call) -> _Applied:
+    """What is added in front of a convolution that adds nothing."""
+    pads, size = list(call.arguments["pad"]), call.arguments["input"].shape[2:]
+    if call.then is None or len(pads) != 2 * len(size) or min(pads) < 0:
+        return
+    own = list(zip(pads[::2], pads[1::2], strict=True))[::-1]
+    for what, others in other_paddings(own, *_usual_pads(call.then, size)):
+        yield what, _set(pad=_flat(others))
+
+
+def _both_sides(padding: Any, axes: int) -> Pads:
+    return [(one, one) for one in _sizes(padding, axes)]
+
+
+def _usual_pads(call: Call, size: Any) -> tuple[Pads, Pads]:
+    """SAME, and what is symmetric, for a convolution or a pooling of a map."""
+    axes = len(size)
+    if call.function == "max_pool2d":
+        kernel = _sizes(call.arguments["kernel_size"], axes)
+    else:
+        kernel = list(call.arguments["weight"].shape[2:])
+    stride = call.arguments.get("stride") or (kernel if call.function == "max_pool2d" else 1)
+    dilation = _sizes(call.arguments.get("dilation", 1), axes)
+    return same_pads(size, kernel, _sizes(stride, axes), dilation), symmetric_pads(kernel, dilation)
+
+
+def _flat(pads: Pads) -> list[int]:
+    """The last axis first, as PyTorch wants it."""
+    return [side for pair in reversed(pads) for side in pair]
+
+
+def _padded(pads: Pads, call: Call) -> Arguments:
     import torch
 
-    given = call.arguments["input"]
-    axes = given.ndim - 2
-    pool = call.function == "max_pool2d"
-    kernel = _sizes(call.arguments["kernel_size"], axes) if pool else list(call.arguments["weight"].shape[2:])
-    stride = call.arguments.get("stride", kernel if pool else 1) or kernel
-    pads = same_pads(
-        given.shape[2:], kernel, _sizes(stride, axes), _sizes(call.arguments.get("dilation", 1), axes)
-    )
-    flat = [side for pair in reversed(pads) for side in pair]
-    padded = torch.nn.functional.pad(given, flat, value=float("-inf") if pool else 0.0)
+    value = float("-inf") if call.function == "max_pool2d" else 0.0
+    padded = torch.nn.functional.pad(call.arguments["input"], _flat(pads), value=value)
     return {"input": padded, "padding": 0}
 
 
@@ -319,6 +377,7 @@ def _transposed(call: Call) -> _Applied:
 _TABLE: tuple[tuple[str, str, Callable[[Call], _Applied]], ...] = (
     ("epsilon", "epsilon {what} in {where}", _epsilon),
     ("activation", "{what} in {where}", _gelu),
+    ("activation", "{what} in {where}", _slope),
     ("batch norm", "{what} in {where}", _training),
     ("padding", "{what} in {where}", _padding),
     ("transpose", "{where} {what}", _transposed),

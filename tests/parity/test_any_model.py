@@ -93,7 +93,7 @@ FAULTS: dict[str, tuple[Replaced | Callable[[Weights], None], str, str, str]] = 
     ),
     "symmetric padding by hand": (
         (("F.pad(images, (0, 1, 0, 1))", "F.pad(images, (1, 0, 1, 0))"),),
-        *("stem", "padding", "symmetric padding instead of more on one side"),
+        *("stem", "padding", "SAME padding (more after than before) instead of before only"),
     ),
     "symmetric padding of the convolution": (
         (("F.pad(images, (0, 1, 0, 1))", "images"), ("stride=2", "stride=2, padding=1")),

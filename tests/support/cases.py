@@ -54,7 +54,7 @@ def sides_run_here() -> Iterator[None]:
         finally:
             sys.path[:] = places
             for name in set(sys.modules) - modules:
-                if name.partition(".")[0] in ("nets", "port"):
+                if name.partition(".")[0] in ("nets", "keras_nets", "port"):
                     del sys.modules[name]
 
 
