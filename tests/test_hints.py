@@ -897,6 +897,15 @@ SITUATIONS: Mapping[str, Situation] = {
     "a size of shards": Situation(
         "convert moat.pth --to safetensors --max-shard-size nosuch -o out/", wrong="nosuch"
     ),
+    "a share": Situation("verify moat.pth --shard nosuch", wrong="nosuch"),
+    "a share of one file": Situation(
+        "convert moat.pth --to safetensors -o out/ --shard 1/2",
+        fill={"--max-shard-size": "--max-shard-size 5MB"},
+    ),
+    "a share for a store": Situation(
+        "convert moat.pth -o s3://bucket/moat.safetensors --max-shard-size 5MB --shard 1/2",
+        then="convert moat.pth --output out/moat.safetensors --max-shard-size 5MB --shard 1/2",
+    ),
     "columns": Situation("list --columns nosuch", wrong="nosuch"),
     "a setting without its value": Situation(
         "convert moga.pth --set attn_force_fp32 --to npz -o o.npz",

@@ -1000,6 +1000,10 @@ class StagedFile:
             sync_folder(self._place.path.parent)
         return self.final
 
+    def take_back(self) -> None:
+        """Remove the file under its final name, after `rename`."""
+        self.final.unlink(missing_ok=True)
+
     @property
     def is_stream(self) -> bool:
         """Whether the file is written into a device or a pipe, and replaces nothing."""

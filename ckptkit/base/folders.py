@@ -42,7 +42,14 @@ class StagedFolder:
     back where it had moved it, by the next writer of the same folder.
     """
 
-    def __init__(self, final: Path, *, force: bool = False, owned: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        final: Path,
+        *,
+        force: bool = False,
+        owned: Collection[str] | None = None,
+        filled: Path | None = None,  # the folder, where there is one already
+    ) -> None:
         self.final = final
         self._place = Path(os.path.abspath(final))  # noqa: PTH100 - resolve() would follow a link
         with translated(final):
@@ -52,8 +59,9 @@ class StagedFolder:
         with translated(final):
             make_folders(self._place.parent)
             self._writer = new_writer()
-            self.path = self._place.with_name(f"{NEW}{self._writer}+{_short(self._place.name)}")
-            self.path.mkdir()
+            self.path = filled or self._place.with_name(f"{NEW}{self._writer}+{short_name(self._place.name)}")
+            if filled is None:
+                self.path.mkdir()
 
     def write_text(self, name: str, text: str) -> None:
         """Write one of the folder's files, UTF-8 with plain line ends, and bring it to the disk."""
@@ -75,7 +83,7 @@ class StagedFolder:
         return self.final
 
     def _took_the_place(self) -> bool:
-        old = self._place.with_name(f"{OLD}{self._writer}+{_short(self._place.name)}")
+        old = self._place.with_name(f"{OLD}{self._writer}+{short_name(self._place.name)}")
         moved = False
         with contextlib.suppress(FileNotFoundError):
             move(self._place, old)
@@ -106,7 +114,7 @@ class StagedFolder:
         self.discard()
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """A folder's name, or a digest of it where a temporary one with it would be too long."""
     return name if len(os.fsencode(name)) <= _LONG_NAME else hashlib.sha256(os.fsencode(name)).hexdigest()
 
@@ -114,7 +122,7 @@ def _short(name: str) -> str:
 def _sweep(place: Path) -> None:
     """Remove what writers of this folder left that live no more."""
     for orphan in place.parent.glob(f"{TEMPORARY}*"):
-        if not (orphan.name.startswith((NEW, OLD)) and orphan.name.endswith(f"+{_short(place.name)}")):
+        if not (orphan.name.startswith((NEW, OLD)) and orphan.name.endswith(f"+{short_name(place.name)}")):
             continue
         if not is_gone(orphan):
             continue

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TypeAlias, TypeGuard
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, TypeGuard, TypeVar
 
 from ckptkit.base.errors import UsageError
 
@@ -13,6 +15,8 @@ Size: TypeAlias = tuple[int, int]
 MAX_SIDE = 16384
 """Pixels of a side, for whatever takes a size; no model here has been trained at a tenth of it."""
 
+T = TypeVar("T")
+
 _BYTES = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*(?:([kmgt])(i)?)?b?", re.ASCII)
 _AGE = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)\s*([smhdw])", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -20,6 +24,7 @@ _SIDES = re.compile(r"(\d{1,6})(?:[x×](\d{1,6}))?", re.ASCII)
 _INCHES = re.compile(r"(\d{1,4}(?:\.\d{1,4})?)[x×](\d{1,4}(?:\.\d{1,4})?)", re.ASCII)
 _COUNT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:E([+-]?\d{1,3}))?\s*([KMBGT]?)", re.IGNORECASE | re.ASCII)
 _THOUSANDS = re.compile(r"_|(?<=\d),(?=\d{3}(?!\d))", re.ASCII)
+_TURN = re.compile(r"(\d{1,6})/(\d{1,6})", re.ASCII)
 _POWERS = {"": 0, "K": 3, "M": 6, "B": 9, "G": 9, "T": 12}
 
 
@@ -156,3 +161,42 @@ def _named(option: str) -> str:
 def is_glob(pattern: str) -> bool:
     """Whether ``pattern`` has a wildcard of `fnmatch` in it."""
     return any(sign in pattern for sign in "*?[")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Which of several processes this one is; each takes every so-manieth of what there is to do."""
+
+    number: int  # from 1
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    def of(self, items: Sequence[T]) -> Sequence[T]:
+        """What this process takes.
+
+        >>> Turn(2, 3).of("abcdefg")
+        'be'
+        """
+        return items[self.number - 1 :: self.count]
+
+
+def parse_turn(text: str, option: str = "--shard") -> Turn:
+    """Read ``K/N``, K from 1 to N."""
+    found = _TURN.fullmatch(text.strip())
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise UsageError(f"{_named(option)}invalid share {text!r}", hint="write it like 1/3, from 1/3 to 3/3")
+    return Turn(int(found[1]), int(found[2]))
+
+
+def turn_of_torchrun(environment: Mapping[str, str]) -> Turn | None:
+    """The process that ``RANK`` (from 0) and ``WORLD_SIZE`` name; None without them, or for a single one."""
+    rank, size = environment.get("RANK", ""), environment.get("WORLD_SIZE", "")
+    if not (rank.isdecimal() and size.isdecimal()) or int(size) < 2:
+        return None
+    if int(rank) >= int(size):
+        raise UsageError(
+            f"RANK={rank} of WORLD_SIZE={size}", hint="RANK counts from 0; unset both to convert alone"
+        )
+    return Turn(int(rank) + 1, int(size))

@@ -11,7 +11,14 @@ import typer
 
 from ckptkit.base.errors import NotFoundError
 from ckptkit.cli.completion import complete_fetched
-from ckptkit.cli.options import StateDictOption, StripPrefixOption, WhichWeights, rules_given, state_of
+from ckptkit.cli.options import (
+    ShardOption,
+    StateDictOption,
+    StripPrefixOption,
+    WhichWeights,
+    rules_given,
+    state_of,
+)
 from ckptkit.cli.output import ExitCode
 
 if TYPE_CHECKING:
@@ -52,6 +59,7 @@ def verify(
     strip_prefix: StripPrefixOption = None,
     variant: Annotated[str | None, typer.Option(help="Overrides what a file is recognised as.")] = None,
     all_entries: Annotated[bool, typer.Option("--all", help="Verify every entry that was fetched.")] = False,
+    shard: ShardOption = None,
 ) -> None:
     """Verify checkpoints: checksum, container, names and shapes, values, parameter count.
 
@@ -70,7 +78,8 @@ def verify(
     def held() -> list[str]:
         return [id for id in workspace.registry if workspace.home.record(id) is not None]
 
-    names = targets(context, workspace, what, "verify", among=held, every=held() if all_entries else None)
+    every = held() if all_entries else None
+    names = targets(context, workspace, what, "verify", among=held, every=every, shard=shard)
     request = VerifyRequest(deep, weights.value, variant, structure)
     with several(state.output, names, "verified", done="passed") as work:
         for name in names:

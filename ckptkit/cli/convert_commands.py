@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckptkit.base.errors import UsageError, listed, one_of
-from ckptkit.base.parse import parse_bytes, parse_resolution
+from ckptkit.base.parse import parse_bytes, parse_resolution, parse_turn, turn_of_torchrun
 from ckptkit.base.shown import Column
 from ckptkit.base.tensors import FLOAT_DTYPES, float_named
 from ckptkit.base.text import counted, human_bytes, shape_text
 from ckptkit.cli.completion import complete_ids, complete_ids_or_variants
 from ckptkit.cli.options import (
     SettingOptions,
+    ShardOption,
     State,
     StateDictOption,
     StripPrefixOption,
@@ -32,8 +34,10 @@ from ckptkit.formats.builtin import format_of
 from ckptkit.formats.names import DEFAULT_FORMAT, FORMATS, GRAPHS, OUTPUT_HELP, format_named, format_to_write
 
 if TYPE_CHECKING:
-    from ckptkit.convert.pipeline import Outcome
+    from ckptkit.base.parse import Turn
+    from ckptkit.convert.pipeline import Options, Outcome
     from ckptkit.convert.planning import Plan
+    from ckptkit.convert.sharing import Shared
     from ckptkit.workspace import Located
 
 
@@ -86,8 +90,10 @@ def convert(
         bool, typer.Option("--allow-missing-bn", help="Convert a file that lacks all BatchNorm statistics.")
     ] = False,
     max_shard_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Split safetensors or Keras into shards, e.g. 500MB.")
+        str | None,
+        typer.Option(metavar="SIZE", help="Split safetensors, Keras or DCP into shards, e.g. 500MB."),
     ] = None,
+    shard: ShardOption = None,
     resolution: Annotated[
         str | None,
         typer.Option(
@@ -150,6 +156,7 @@ def convert(
         rules=rules_given(rules, reverse=reverse),
         require="proven" if require else None,
     )
+    turn = _turn(shard, options, where)
     done = "would be converted" if dry_run else None
     with where, several(state.output, names, "converted", done=done, key="source") as work:
         if not format_of(options.to).one_file or options.max_shard_size is not None:
@@ -160,7 +167,7 @@ def convert(
                 found[name] = workspace.locate(name, state_dict=state_dict, strip_prefix=strip_prefix)
         planned = planned_paths(tuple(found.values()), options, where.path, folder=where.folder)
         for path in planned:
-            if path is not None and not dry_run:  # of all, before the first is written
+            if path is not None and not dry_run and turn is None:  # of all, before the first is written
                 format_of(options.to).refuse_existing(path, force=force)
         for (name, located), path in zip(found.items(), planned, strict=True):
             with work.one(name):
@@ -174,6 +181,7 @@ def convert(
                     force=force,
                     check=not no_check,
                     dry_run=dry_run,
+                    turn=turn,
                 )
                 shown = where.shown(outcome.path) if dry_run else where.deliver(outcome.path)
                 _note(state, located, outcome)
@@ -183,12 +191,31 @@ def convert(
                     work.show(value, partial(_print_plan, state, outcome, shown or "-"))
                 else:
                     _note_written(state, located, outcome, checked=not no_check)
-                    work.show(value, *([] if shown is None else [shown]))
+                    work.show(value, *([] if shown is None or outcome.is_partial else [shown]))
+
+
+def _turn(shard: str | None, options: Options, where: Place) -> Turn | None:
+    """Which of several processes this is: told, or under torchrun where the result is in shards."""
+    turn = parse_turn(shard) if shard is not None else None
+    if turn is None and options.max_shard_size is not None:
+        turn = turn_of_torchrun(os.environ)
+    if turn is not None and where.is_elsewhere:
+        raise UsageError(
+            f"--shard {turn} writes into a folder that all processes share", hint="give a path as --output"
+        )
+    return turn
 
 
 def _as_json(outcome: Outcome) -> dict[str, Any]:
     plan = outcome.plan
+    shared = outcome.shared
+    share = (
+        {}
+        if shared is None
+        else {"shard": str(shared.turn), "complete": shared.is_complete, "missing": list(shared.missing)}
+    )
     return {
+        **share,
         "reused": outcome.reused,
         "from": plan.source_format,
         "to": outcome.target.format,
@@ -227,6 +254,10 @@ def _note(state: State, located: Located, outcome: Outcome) -> None:
 
 def _note_written(state: State, located: Located, outcome: Outcome, *, checked: bool) -> None:
     plan = outcome.plan
+    if outcome.shared is not None:
+        _note_shared(state, located, outcome.shared)
+    if outcome.is_partial:
+        return
     if outcome.reused:
         state.output.note(f"{located.name}: already up to date")
     else:
@@ -240,6 +271,15 @@ def _note_written(state: State, located: Located, outcome: Outcome, *, checked: 
 
         shown = None if state.output.verbose else 3
         state.output.warn(f"{located.name}: {describe_losses(outcome.converted.losses, shown=shown)}")
+
+
+def _note_shared(state: State, located: Located, shared: Shared) -> None:
+    """What one process of several wrote, and what it leaves to the others."""
+    done = f"{shared.own} of {counted(shared.total, 'shard')} written"
+    left = f"not written yet: {listed(shared.missing)}" if shared.missing else "all are written"
+    state.output.note(f"{located.name}: --shard {shared.turn}: {done}; {left}")
+    for other in shared.others:
+        state.output.note(f"{other} holds shards of another conversion to this name; remove it if that ended")
 
 
 def _ignored(plan: Plan) -> str:

@@ -282,6 +282,15 @@ class SourceOptions:
         return SourceRequest(what, **chosen)
 
 
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="K/N",
+        help="Do the K-th of N parts, K from 1 to N, one in each process. Under torchrun convert takes "
+        "RANK and WORLD_SIZE.",
+    ),
+]
 PosEmbOption = Annotated[
     bool | None, typer.Option("--pos-emb/--no-pos-emb", help="With or without position embedding.")
 ]

@@ -14,7 +14,15 @@ import typer
 from ckptkit.base.parse import parse_resolution
 from ckptkit.base.tensors import FLOAT_DTYPES, float_named
 from ckptkit.cli.completion import complete_ids
-from ckptkit.cli.options import SourceOptions, file_to_write, one_of_these, parse_settings, state_of, usage_of
+from ckptkit.cli.options import (
+    ShardOption,
+    SourceOptions,
+    file_to_write,
+    one_of_these,
+    parse_settings,
+    state_of,
+    usage_of,
+)
 from ckptkit.cli.output import Output
 from ckptkit.cli.remote_output import Place, one_file
 
@@ -91,6 +99,7 @@ def parity(
     all_entries: Annotated[
         bool, typer.Option("--all", help="Every fetched entry; with --synthetic every entry.")
     ] = False,
+    shard: ShardOption = None,
     chosen: SourceOptions = SourceOptions(),
 ) -> None:
     """Run the forward pass in TensorFlow and PyTorch on the same inputs and compare them stage by stage.
@@ -138,7 +147,7 @@ def parity(
     serving = ("whole", "backbone")
     known = partial(with_models, workspace, synthetic=True, serving=serving)
     every = with_models(workspace, synthetic=chosen.synthetic, serving=serving) if all_entries else None
-    names = targets(context, workspace, what, "compare", among=known, every=every)
+    names = targets(context, workspace, what, "compare", among=known, every=every, shard=shard)
     if converted is not None and len(names) > 1:
         raise UsageError("--converted works for a single checkpoint", hint="name its source alone")
     requests = asked.with_each(backends or ())

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from ckptkit.base.errors import CkptkitError, NotFoundError, UsageError, listed
+from ckptkit.base.parse import parse_turn
 from ckptkit.cli.options import usage_of
 from ckptkit.cli.output import Output, Results, exit_code
 from ckptkit.workspace import Workspace
@@ -24,9 +25,11 @@ def targets(
     among: Callable[[], Iterable[str]] | None = None,
     every: Iterable[str] | None = None,
     files: bool = True,
+    shard: str | None = None,
 ) -> list[str]:
     """The ids and files that were named; ``every`` are those of ``--all``, where it was given.
 
+    Of these ``--shard K/N`` takes every N-th, which may be none.
     ``among`` gives the ids that a glob may stand for, by default all of the registry.
     """
     if not what and every is None:
@@ -39,7 +42,7 @@ def targets(
         raise NotFoundError(
             "nothing has been fetched yet", hint="ckptkit fetch ID; 'ckptkit list' shows the ids"
         )
-    return names
+    return names if shard is None else list(parse_turn(shard).of(names))
 
 
 def with_models(workspace: Workspace, *, synthetic: bool, serving: Collection[str] = ("whole",)) -> list[str]:

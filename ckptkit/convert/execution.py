@@ -37,6 +37,8 @@ from ckptkit.formats.names import FORMATS
 if TYPE_CHECKING:
     import numpy as np
 
+    from ckptkit.formats.sharded_writing import Share
+
 AnyPlan = TypeVar("AnyPlan", bound=Plan)
 
 _THREADS = 2
@@ -140,9 +142,9 @@ class Target:
                 hint=f"choose --to {', '.join(others)} or {last}, or give a file of --rules with such names",
             )
 
-    def writer(self, plan: Plan, output: Path, *, force: bool) -> Writer:
-        """Open the output for writing a fitted plan."""
-        special = {"max_shard_size": self.max_shard_size, "shared": plan.shared}
+    def writer(self, plan: Plan, output: Path, *, force: bool, share: Share | None = None) -> Writer:
+        """Open the output for writing a fitted plan, or one shard of it."""
+        special = {"max_shard_size": self.max_shard_size, "shared": plan.shared, "share": share}
         given = {key: value for key, value in special.items() if value}  # each is one format's own
         return writer_for(self.format)(output, plan.specs, plan.metadata, force=force, **given)
 
@@ -176,8 +178,9 @@ def execute(
     check: bool = True,
     progress: Advance | None = None,
     late: Callable[[], Mapping[str, str]] | None = None,
+    share: Share | None = None,
 ) -> Converted:
-    """Carry out a plan, tensor by tensor.
+    """Carry out a plan, tensor by tensor; of a ``share``, only its shard.
 
     ``late`` is called when the tensors have been written: it returns metadata that replace values of the same
     length in the plan's, so that a large source is hashed meanwhile.
@@ -186,13 +189,14 @@ def execute(
     sizes = {spec.name: spec.nbytes for spec in plan.specs}
     checksums: dict[str, int] = {}
     losses: dict[str, RoundingLoss] = {}
-    with target.writer(plan, output, force=force) as writer:
+    with target.writer(plan, output, force=force, share=share) as writer:
         for name, crc in _written(plan, reader, writer, losses):
             checksums[name] = crc
             if progress:
                 progress(sizes[name])
         checksums |= {name: checksums[other] for name, other in plan.shared.items()}
-        compare = partial(check_written, specs=plan.specs, checksums=checksums, output=output)
+        specs = [spec for spec in plan.specs if spec.name in checksums]
+        compare = partial(check_written, specs=specs, checksums=checksums, output=output)
         files = tuple(writer.finish(compare if check else None, late() if late else None))
     shard_index = next((file for file in files if file.name.endswith(".index.json")), None)
     lost = tuple(losses[spec.name] for spec in plan.specs if spec.name in losses)

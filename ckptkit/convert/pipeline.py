@@ -7,15 +7,19 @@ import glob
 import hashlib
 import stat
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from ckptkit.base.errors import FormatError, UnknownModelError, UsageError, command
 from ckptkit.base.files import PIECE_BYTES, resolved, translated
+from ckptkit.base.parse import Turn
+from ckptkit.base.progress import Advance
 from ckptkit.convert.execution import Converted, Target, execute
 from ckptkit.convert.planning import (
     AS_IS,
@@ -24,13 +28,14 @@ from ckptkit.convert.planning import (
     plan_by_layout,
     refuse_family_options,
 )
+from ckptkit.convert.sharing import Shared, SharedConversion
 from ckptkit.families.binding import Weights
 from ckptkit.families.recognition import require_recognition
 from ckptkit.formats.base import Reader
 from ckptkit.formats.builtin import format_of
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import without_ending
-from ckptkit.formats.shards import INDEX_ENDINGS, shards_of
+from ckptkit.formats.shards import INDEX_ENDINGS, index_names, shards_of
 from ckptkit.formats.writing import files_at
 from ckptkit.workspace import Located, Workspace
 
@@ -137,6 +142,12 @@ class Outcome:
     path: Path  # where the result is, or would be after a dry run
     converted: Converted | None = None  # None after a dry run, or when the cache held it already
     reused: bool = False  # whether the cache held it already
+    shared: Shared | None = None  # where several processes convert: what this one did
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether another process writes the rest, or did."""
+        return self.shared is not None and self.converted is None and not self.reused
 
     @property
     def way(self) -> str:
@@ -153,8 +164,12 @@ def convert_checkpoint(
     force: bool = False,
     check: bool = True,
     dry_run: bool = False,
+    turn: Turn | None = None,
 ) -> Outcome:
-    """Convert one checkpoint; without ``output`` into the cache for an entry, else to the current folder."""
+    """Convert one checkpoint; without ``output`` into the cache for an entry, else to the current folder.
+
+    With ``turn`` only some of the shards are written, see `convert.sharing`.
+    """
     entry, target = located.entry, options.target
     with (
         located.open(options.weights, unwrap=options.is_by_layout) as reader,
@@ -167,6 +182,17 @@ def convert_checkpoint(
             path = _cache_path(entry, decided, options, workspace)
         else:
             path = output or Path(_default_name(located, options.to))
+        if turn is not None:
+            return _convert_in_turn(
+                SharedConversion(decided, target, path, turn, located.path),
+                Outcome(decided, target, path),
+                reader,
+                provenance,
+                force=force or in_cache,
+                check=check,
+                dry_run=dry_run,
+                progress=partial(workspace.progress, f"converting {located.name}"),
+            )
         if in_cache or dry_run:
             decided = decided.with_metadata(provenance.wait())
         for candidate in workspace.home.candidate_paths(path) if in_cache and not force else []:
@@ -190,6 +216,38 @@ def convert_checkpoint(
                 late=provenance.wait,
             )
         return Outcome(decided.with_metadata(provenance.wait()), target, converted.path, converted)
+
+
+def _convert_in_turn(
+    work: SharedConversion,
+    planned: Outcome,
+    reader: Reader,
+    provenance: Provenance,
+    *,
+    force: bool,
+    check: bool,
+    dry_run: bool,
+    progress: Callable[[int], AbstractContextManager[Advance]],
+) -> Outcome:
+    """Convert what is one process's of several."""
+    own = replace(planned, plan=work.own_plan())
+    if dry_run:
+        return replace(own, shared=work.state())
+    if not force and not work.has_begun:
+        for there in _openable(planned.path):
+            if _is_same(there, planned.plan.with_metadata(provenance.wait())):
+                return replace(own, path=there, reused=True, shared=work.state(complete=True))
+        planned.target.kind.refuse_existing(planned.path, force=False)
+    with progress(own.plan.nbytes) as advance:
+        shared = work.run(reader, provenance.wait, force=force, check=check, progress=advance)
+    done = shared.converted
+    return replace(own, path=done.path if done else planned.path, converted=done, shared=shared)
+
+
+def _openable(path: Path) -> Iterator[Path]:
+    """What a checkpoint in shards, or in one, is opened by."""
+    indexes = (path.with_name(name) for name in index_names(path.name))
+    yield from (there for there in (path, *indexes) if there.exists())
 
 
 def _what_of(reader: Reader, located: Located) -> dict[str, str]:

@@ -198,6 +198,9 @@ class Format(ABC):
         Whether a checkpoint that is written is a folder.
     shards : bool
         Whether its writer takes ``max_shard_size`` (bytes) and then writes several files and their index.
+    shares : bool
+        Whether several processes may write the shards: its writer takes ``share`` too, see
+        `formats.sharded_writing.Share`.
     shares_tensors : bool
         Whether its writer takes ``shared``, a mapping of names to those of the tensors that they are too.
     wrapper_prefix : str
@@ -258,6 +261,7 @@ class Format(ABC):
     one_file: bool = True
     folder: bool = False
     shards: bool = False
+    shares: bool = False
     shares_tensors: bool = False
     wrapper_prefix: str = ""
     names_rule: str = ""

@@ -56,7 +56,7 @@ class Safetensors(BuiltIn):
     endings = (".safetensors",)
     aliases = ("st",)
     any_names = True
-    shards = True
+    shards = shares = True
     reader_class, writer_class = "safetensors:SafetensorsReader", "safetensors:SafetensorsWriter"
 
     def matches(self, sample: Sample) -> bool:
@@ -162,7 +162,7 @@ class Keras(BuiltIn):
     endings = (".weights.h5",)
     aliases = ("h5",)
     layout = "keras"
-    shards = True
+    shards = shares = True
     only_usual_layout = True
     names_rule = "Keras finds variables by layer and number, as in layers/dense/vars/0"
     reader_class, writer_class = "keras:KerasH5Reader", "keras:KerasH5Writer"
@@ -247,7 +247,7 @@ class Dcp(BuiltIn):
     checksum = "zip CRC-32"
     one_file = False
     folder = True
-    shards = True
+    shards = shares = True
     wrapper_prefix = "module."
     reader_class, writer_class = "dcp:DcpReader", "dcp_writer:DcpWriter"
     opening = ("state_dict", "weights", "as_saved")

@@ -12,13 +12,13 @@ from itertools import islice
 from pathlib import Path
 
 from ckptkit.base.errors import ConversionError, UsageError
-from ckptkit.base.files import StagedFile, refuse_streams
+from ckptkit.base.files import StagedFile, move, refuse_streams, sync_folder
 from ckptkit.base.folders import StagedFolder, refuse_replacement
 from ckptkit.base.tensors import Piece, TensorSpec
 from ckptkit.base.text import counted
 from ckptkit.formats.base import Check
 from ckptkit.formats.dcp import ENDING, METADATA, MODULE, VERSION
-from ckptkit.formats.sharded_writing import cut
+from ckptkit.formats.sharded_writing import FinishedShard, Share, cut, holds_bytes
 from ckptkit.formats.torch_reader import METADATA_RECORD
 from ckptkit.formats.torch_writer import (
     checkpoint_pickle,
@@ -63,6 +63,7 @@ class DcpWriter(TensorWriter):
         *,
         force: bool = False,
         max_shard_size: int | None = None,
+        share: Share | None = None,
     ) -> None:
         super().__init__(Path(path), specs, metadata)
         for spec in self.specs.values():
@@ -72,10 +73,17 @@ class DcpWriter(TensorWriter):
         if len(shards) > _MAX_FILES:
             files = f"{counted(len(shards), 'file')} of at most {max_shard_size} bytes"
             raise UsageError(f"{self.path}: {files}, more than {_MAX_FILES}", hint="allow larger ones")
-        refuse_existing_folder(self.path, force=force)
+        self.shards, self._force, self._share = shards, force, share
+        self.paths = [self.path / f"__0_{number}{ENDING}" for number in range(len(shards))]
         self._chunks: dict[str, _Chunk] = {}
         self._files: list[StagedFile] = []
-        self._folder = StagedFolder(self.path, force=force)
+        self._folder: StagedFolder | None = None
+        if share is None:
+            refuse_existing_folder(self.path, force=force)
+            self._folder = StagedFolder(self.path, force=force)
+        elif share.number is not None:
+            self.order = [spec.name for spec in shards[share.number]]
+            self._folder = StagedFolder(share.folder.with_name(f"{share.number}.dcp"))
         try:
             for number, shard in enumerate(shards):
                 self._begin(number, shard)
@@ -84,9 +92,11 @@ class DcpWriter(TensorWriter):
             raise
 
     def _begin(self, number: int, shard: Sequence[TensorSpec]) -> None:
-        """Give every tensor of a file its place."""
-        file = StagedFile(self._folder.path / f"__0_{number}{ENDING}", plain=True)
-        self._files.append(file)
+        """Give every tensor of a file its place, also of one that another process writes."""
+        file: StagedFile | None = None
+        if self._folder is not None and (self._share is None or number == self._share.number):
+            file = StagedFile(self._folder.path / self.paths[number].name, plain=True)
+            self._files.append(file)
         offset = 0
         for spec in shard:
             archive = ZipWriter(file, offset)
@@ -104,30 +114,58 @@ class DcpWriter(TensorWriter):
 
     def _commit(self, check: Check | None) -> list[Path]:
         """Give the files their names in the temporary folder, and then the folder its own."""
-        for chunk in self._chunks.values():
-            chunk.archive.close()
+        assert self._folder is not None
+        for name in self.order:
+            self._chunks[name].archive.close()
         names = [file.commit().name for file in self._files]
-        for name, content in (
-            (METADATA_RECORD, metadata_json(self.metadata)),
-            (METADATA, b"".join(_metadata(self.specs.values(), self._place))),
-        ):
-            with StagedFile(self._folder.path / name, plain=True) as file:
-                file.append(content)
-                names.append(file.commit().name)
+        names += self._write_metadata(self._folder.path, [self.specs[name] for name in self.order])
         if check is not None:
             check(self._folder.path)
+        if self._share is not None:
+            shard = self._share.folder / names[0]
+            move(self._folder.path / shard.name, shard)
+            sync_folder(shard.parent)
+            return [shard]
         folder = self._folder.commit()
         return [folder / name for name in names]
 
+    def _write_metadata(self, folder: Path, specs: Iterable[TensorSpec]) -> list[str]:
+        """Write what leads to these tensors, last ``.metadata``; returns the names of the files."""
+        for name, content in self._led_by(specs).items():
+            with StagedFile(folder / name, force=True, plain=True) as file:
+                file.append(content)
+                file.commit()
+        return [METADATA_RECORD, METADATA]
+
+    def _led_by(self, specs: Iterable[TensorSpec]) -> dict[str, bytes]:
+        return {
+            METADATA_RECORD: metadata_json(self.metadata),
+            METADATA: b"".join(_metadata(specs, self._place)),
+        }
+
+    def gather(self, shards: Sequence[FinishedShard]) -> list[Path]:
+        """Write what leads to all files into their folder, and give that its final name."""
+        refuse_existing_folder(self.path, force=self._force)
+        folder = shards[0].path.parent
+        names = self._write_metadata(folder, self.specs.values())
+        final = StagedFolder(self.path, force=self._force, filled=folder).commit()
+        return [*self.paths, *(final / name for name in names)]
+
+    def is_gathered(self) -> bool:
+        """Whether what leads to the files is there, and leads to these."""
+        wanted = self._led_by(self.specs.values())
+        return all(holds_bytes(self.path / name, content) for name, content in wanted.items())
+
     def _place(self, spec: TensorSpec) -> tuple[str, int, int]:
         chunk = self._chunks[spec.name]
-        return self._files[chunk.file].final.name, chunk.offset, chunk.archive.nbytes
+        return self.paths[chunk.file].name, chunk.offset, chunk.archive.nbytes
 
     def discard(self) -> None:
         """Remove the temporary folder; harmless after `finish`."""
         for file in self._files:
             file.discard()
-        self._folder.discard()
+        if self._folder is not None:
+            self._folder.discard()
 
 
 def _metadata(

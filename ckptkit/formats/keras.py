@@ -41,7 +41,7 @@ from ckptkit.formats.hdf5_writer import Hdf5Layout, hdf5_layout
 from ckptkit.formats.json_text import parse_metadata
 from ckptkit.formats.mapped_file import MappedFile
 from ckptkit.formats.readers import MappedReader
-from ckptkit.formats.sharded_writing import ShardedWriter, Shards, cut
+from ckptkit.formats.sharded_writing import ShardedWriter, Shards, Share, cut
 from ckptkit.formats.shards import KERAS_INDEX, KERAS_SHARD, index_beside, shards_of
 from ckptkit.formats.writing import metadata_json
 from ckptkit.formats.zip import DEFLATED, STORED, CheckedMembers, read_directory
@@ -289,6 +289,7 @@ class KerasH5Writer(ShardedWriter):
         *,
         force: bool = False,
         max_shard_size: int | None = None,
+        share: Share | None = None,
     ) -> None:
         super().__init__(Path(path), specs, metadata)
         layers: dict[str, list[TensorSpec]] = {}
@@ -301,7 +302,7 @@ class KerasH5Writer(ShardedWriter):
                 hint="choose a name without .weights before .weights.h5",
             )
         self._layouts = self._laid_out(shards)
-        self.stage_shards(shards, max_shard_size, force=force)
+        self.stage_shards(shards, max_shard_size, force=force, share=share)
 
     def _laid_out(self, shards: Shards) -> list[Hdf5Layout]:
         attributes = {_ATTRIBUTE: metadata_json(self.metadata)}

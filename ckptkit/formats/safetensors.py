@@ -22,7 +22,7 @@ from ckptkit.base.text import counted
 from ckptkit.formats.json_text import JsonError, JsonWalk, is_count, utf8
 from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
 from ckptkit.formats.readers import MappedReader, whole_bytes
-from ckptkit.formats.sharded_writing import ShardedWriter, cut
+from ckptkit.formats.sharded_writing import ShardedWriter, Share, cut
 from ckptkit.formats.shards import EXTENSION, INDEX_SUFFIX
 
 LENGTH_BYTES = 8
@@ -206,6 +206,7 @@ class SafetensorsWriter(ShardedWriter):
         *,
         force: bool = False,
         max_shard_size: int | None = None,
+        share: Share | None = None,
     ) -> None:
         super().__init__(Path(path), specs, {"format": "pt", **metadata})
         for spec in self.specs.values():
@@ -220,7 +221,7 @@ class SafetensorsWriter(ShardedWriter):
         shards = _shards(self.specs.values(), max_shard_size)
         if max(map(len, shards)) > _MAX_TENSORS:
             raise ConversionError(f"{self.path}: more than {_MAX_TENSORS:,} tensors in one safetensors file")
-        self.stage_shards(shards, max_shard_size, force=force)
+        self.stage_shards(shards, max_shard_size, force=force, share=share)
 
     def index_path(self) -> Path:
         """Where the index will be."""

@@ -7,10 +7,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ckptkit.base.errors import UsageError
-from ckptkit.base.files import StagedFile, refuse_existing, refuse_streams, sync_checked
+from ckptkit.base.files import (
+    StagedFile,
+    move,
+    read_regular,
+    refuse_existing,
+    refuse_streams,
+    sync_checked,
+    translated,
+)
 from ckptkit.base.tensors import Piece, TensorSpec
 from ckptkit.base.text import counted
 from ckptkit.formats.base import Check
@@ -19,6 +28,35 @@ from ckptkit.formats.writing import TensorWriter, put_at, put_in_place, refuse_e
 _MAX_SHARDS = 500
 
 Shards = Sequence[Sequence[TensorSpec]]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes writes of a checkpoint: a shard, or (number None) nothing yet."""
+
+    folder: Path  # where finished shards wait for the others, in the file system of the result
+    number: int | None = None
+
+
+@dataclass(frozen=True)
+class FinishedShard:
+    """A shard that some process wrote, on its way to its final name; one that has it already stays there."""
+
+    path: Path
+    final: Path
+    is_stream = False
+
+    def rename(self) -> Path:
+        """Give it its final name, unless that was done."""
+        with translated(self.final):
+            if self.path.exists():
+                move(self.path, self.final)
+        return self.final
+
+    def take_back(self) -> None:
+        """Keep it for the next attempt."""
+        if not self.path.exists():
+            move(self.final, self.path)
 
 
 class ShardedWriter(TensorWriter):
@@ -50,8 +88,13 @@ class ShardedWriter(TensorWriter):
     def end(self, file: StagedFile, number: int) -> None:
         """Write what comes after the tensors of a shard."""
 
-    def stage_shards(self, shards: Shards, limit: int | None, *, force: bool) -> None:
-        """Begin every file; UsageError where a checkpoint is there already, without ``force``."""
+    def stage_shards(
+        self, shards: Shards, limit: int | None, *, force: bool, share: Share | None = None
+    ) -> None:
+        """Begin every file; UsageError where a checkpoint is there already, without ``force``.
+
+        Of a ``share``, only its own file, in its folder: what is at the final names is for `gather` to see.
+        """
         count = len(shards)
         if count > _MAX_SHARDS:
             raise UsageError(
@@ -62,16 +105,25 @@ class ShardedWriter(TensorWriter):
         self.shards = shards
         self._places: dict[str, tuple[StagedFile, int]] = {}
         self._staged: list[StagedFile] = []
-        paths = [self.path] if count == 1 else [self.shard_path(number, count) for number in range(count)]
-        refuse_existing_checkpoint(self.path, force=force)
-        if count > 1:
-            refuse_streams(self.path)
-            for target in [*paths, self.index_path()]:
-                refuse_existing(target, force=force)
-        self.order = [spec.name for shard in shards for spec in shard]
+        self._share = share
+        self.paths = (
+            [self.path] if count == 1 else [self.shard_path(number, count) for number in range(count)]
+        )
+        paths = dict(enumerate(self.paths))
+        if share is None:
+            refuse_existing_checkpoint(self.path, force=force)
+            if count > 1:
+                refuse_streams(self.path)
+                for target in [*self.paths, self.index_path()]:
+                    refuse_existing(target, force=force)
+        else:
+            paths = {number: share.folder / at.name for number, at in paths.items() if number == share.number}
+        self._numbers = list(paths)
+        self.order = [spec.name for number in paths for spec in shards[number]]
         try:
-            for number, target in enumerate(paths):
-                file = StagedFile(target, force=force, ending=self.ending, plain=count > 1)
+            for number, target in paths.items():
+                force, plain = force or share is not None, count > 1 or share is not None
+                file = StagedFile(target, force=force, ending=self.ending, plain=plain)
                 self._staged.append(file)
                 offsets = self.begin(file, number)
                 self._places.update({s.name: (file, offsets.get(s.name, 0)) for s in shards[number]})
@@ -86,38 +138,81 @@ class ShardedWriter(TensorWriter):
 
     def _settle(self, late: Mapping[str, str]) -> None:
         super()._settle(late)
-        for number, file in enumerate(self._staged):
+        for number, file in zip(self._numbers, self._staged, strict=True):
             self.begin(file, number)
 
     def _commit(self, check: Check | None) -> list[Path]:
-        for number, file in enumerate(self._staged):
+        for number, file in zip(self._numbers, self._staged, strict=True):
             self.end(file, number)
-        if len(self.shards) == 1:
-            sync_checked(self._staged, check, self._staged[0].temporary)
-            return put_in_place(self._staged, self.path)
+        if self._share is not None:
+            (shard,) = self._staged
+            self._sync_shards(check)
+            return [shard.rename()]
         self._sync_shards(check)
-        index = self._stage_index([file.final.name for file in self._staged])
-        index.sync()
+        if len(self.shards) > 1:
+            self._stage_index(self._final_names()).sync()
         return put_in_place(self._staged, self.path)
+
+    def gather(self, shards: Sequence[FinishedShard]) -> list[Path]:
+        """Give all shards their names, and write what leads to them last."""
+        if not self._force:
+            ours = {shard.final for shard in shards if not shard.path.exists()}
+            refuse_existing_checkpoint(self.path, force=False)
+            for target in {shard.final for shard in shards} - ours:
+                refuse_existing(target, force=False)
+        if len(shards) == 1:
+            return put_in_place(shards, self.path)
+        with self._stage_index(self._final_names()) as index:
+            index.sync()
+            return put_in_place([*shards, index], self.path)
+
+    def is_gathered(self) -> bool:
+        """Whether what leads to the shards is there, and leads to these."""
+        if len(self.paths) == 1:
+            return self.paths[0].is_file()
+        return holds_bytes(self.index_path(), self._index_of(self._final_names()))
 
     def _sync_shards(self, check: Check | None) -> None:
         """Sync the shards, and check the whole meanwhile, through an index of their temporary names."""
-        with self._stage_index([file.temporary.name for file in self._staged]) as index:
+        if len(self.shards) == 1:
+            sync_checked(self._staged, check, self._staged[0].temporary)
+            return
+        names = {
+            number: file.temporary.name for number, file in zip(self._numbers, self._staged, strict=True)
+        }
+        with self._stage_index(names) as index:
             sync_checked(self._staged, check, index.temporary)
             self._staged.remove(index)
 
-    def _stage_index(self, names: Sequence[str]) -> StagedFile:
-        """Write the index, with the names of the shards as given, under a temporary name."""
-        index = StagedFile(self.index_path(), force=self._force, ending=self.index_ending, plain=True)
+    def _stage_index(self, names: Mapping[int, str]) -> StagedFile:
+        """Write the index of these shards, with the names given, under a temporary name beside them."""
+        path, alone = self.index_path(), False
+        if self._share is not None and self._share.number is not None:  # one shard, opened to be checked
+            path, alone = self._share.folder / path.name, True
+        index = StagedFile(path, force=self._force or alone, ending=self.index_ending, plain=True)
         self._staged.append(index)
-        shards = zip(self.shards, names, strict=True)
-        index.append(self.index_bytes({spec.name: name for shard, name in shards for spec in shard}))
+        index.append(self._index_of(names))
         return index
+
+    def _index_of(self, names: Mapping[int, str]) -> bytes:
+        named = ((spec.name, name) for number, name in names.items() for spec in self.shards[number])
+        return self.index_bytes(dict(named))
+
+    def _final_names(self) -> dict[int, str]:
+        return {number: path.name for number, path in enumerate(self.paths)}
 
     def discard(self) -> None:
         """Remove every temporary file; harmless after `finish`."""
         for file in self._staged:
             file.discard()
+
+
+def holds_bytes(path: Path, wanted: bytes) -> bool:
+    """Whether a regular file has this content."""
+    try:
+        return read_regular(path, len(wanted)) == wanted
+    except OSError:
+        return False
 
 
 def cut(groups: Iterable[Sequence[TensorSpec]], limit: int | None) -> list[list[TensorSpec]]:

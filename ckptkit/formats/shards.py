@@ -55,6 +55,19 @@ def index_of(name: str) -> str | None:
     return f"{found[1]}{found[2]}.index.json" if found else None
 
 
+def index_names(name: str) -> list[str]:
+    """What the index of a checkpoint of that name may be called.
+
+    Examples
+    --------
+    >>> index_names("m.safetensors"), index_names("m.weights.h5")
+    (['m.safetensors.index.json'], ['m.weights.json'])
+    """
+    names = [name + ending for ending in (".index.json", EXTENSION + ".index.json")]
+    names.append(name.removesuffix(KERAS_SHARD) + KERAS_INDEX)
+    return [name for name in names if name.endswith(INDEX_ENDINGS)]
+
+
 def shards_of(index: Path) -> set[str]:
     """Names of the files of an index; none where it is damaged, which opening it will say."""
     try:

@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ckptkit.base.checksums import crc32c
 from ckptkit.base.errors import CkptkitError, ConversionError
@@ -237,7 +237,25 @@ def files_at(path: Path) -> Iterator[Path]:
         yield from _followers(leader, leader)
 
 
-def put_in_place(files: Sequence[StagedFile], path: Path) -> list[Path]:
+class Renamed(Protocol):
+    """A file of a checkpoint, on its way to its final name."""
+
+    @property
+    def final(self) -> Path:
+        """Its final name."""
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it is written into a device or a pipe, and replaces nothing."""
+
+    def rename(self) -> Path:
+        """Give it its final name."""
+
+    def take_back(self) -> None:
+        """Take the final name away again."""
+
+
+def put_in_place(files: Sequence[Renamed], path: Path) -> list[Path]:
     """Give the synced files of one checkpoint their names, what leads to the others last."""
     (*_, last) = files
     if last.is_stream:
@@ -259,7 +277,7 @@ def put_in_place(files: Sequence[StagedFile], path: Path) -> list[Path]:
     return done
 
 
-def _renamed(files: Sequence[StagedFile], old: Sequence[tuple[Path, Path]]) -> list[Path]:
+def _renamed(files: Sequence[Renamed], old: Sequence[tuple[Path, Path]]) -> list[Path]:
     """Rename all files or none; if none, earlier ones get their names back unless a part of them is gone."""
     done: list[Path] = []
     lost = {follower.name for aside, leader in old for follower in _followers(aside, leader)}
@@ -267,8 +285,8 @@ def _renamed(files: Sequence[StagedFile], old: Sequence[tuple[Path, Path]]) -> l
         for file in files:
             done.append(file.rename())
     except BaseException:  # Ctrl+C too
-        for path in done:
-            path.unlink(missing_ok=True)
+        for file in files[: len(done)]:
+            file.take_back()
         if lost.isdisjoint(path.name for path in done):
             for aside, leader in old:
                 move(aside, leader)
@@ -278,13 +296,11 @@ def _renamed(files: Sequence[StagedFile], old: Sequence[tuple[Path, Path]]) -> l
 
 def _leaders(path: Path) -> list[Path]:
     """The files by which a checkpoint of that name is opened, as far as they exist."""
-    from ckptkit.formats.shards import EXTENSION, INDEX_ENDINGS, KERAS_INDEX, KERAS_SHARD, shards_of
+    from ckptkit.formats.shards import index_names, shards_of
 
     name = path.name
-    indexes = [name + ending for ending in (".index.json", EXTENSION + ".index.json")]
-    found = [path.with_name(index) for index in indexes if index.endswith(INDEX_ENDINGS)]
-    found = [index for index in found if os.path.lexists(index)]
-    keras = path.with_name(name.removesuffix(KERAS_SHARD) + KERAS_INDEX)
+    *indexes, keras = map(path.with_name, index_names(name))
+    found = [index for index in indexes if os.path.lexists(index)]
     if _is_file(keras) and shards_of(keras):
         found.append(keras)
     table = path.with_name(name + ".index")
@@ -361,11 +377,9 @@ def _is_table(path: Path) -> bool:
 
 def _begun(path: Path) -> list[tuple[Path, Path]]:
     """Leaders of that name whose removal was begun: what they were called, and where they are."""
-    from ckptkit.formats.shards import EXTENSION, KERAS_INDEX, KERAS_SHARD
+    from ckptkit.formats.shards import index_names
 
-    name = path.name
-    ends = ("", ".index", ".index.json", EXTENSION + ".index.json")
-    names = [name + end for end in ends] + [name.removesuffix(KERAS_SHARD) + KERAS_INDEX]
+    names = [path.name, path.name + ".index", *index_names(path.name)]
     return [(leader, aside) for leader in map(path.with_name, names) for aside in aside_paths(leader)]
 
 

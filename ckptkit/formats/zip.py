@@ -542,10 +542,10 @@ class ZipWriter:
     """Entries one after the other in a staged file, whose sizes are known before their data.
 
     Entries that are reserved may be filled in any order and by several threads at once. ``base`` is where
-    the archive begins, for a file of several.
+    the archive begins, for a file of several. Without a file nothing is written, and the sizes are the same.
     """
 
-    def __init__(self, file: StagedFile, base: int = 0) -> None:
+    def __init__(self, file: StagedFile | None, base: int = 0) -> None:
         self._file = file
         self._base = base
         self._members: list[Member] = []
@@ -571,10 +571,14 @@ class ZipWriter:
         for piece in pieces:
             member.crc32 = crc32(piece, member.crc32)
             castagnoli = crc32c(piece, castagnoli)
-            self._file.write_at(piece, offset)
+            self._write(piece, offset)
             offset += memoryview(piece).nbytes
-        self._file.write_at(member.local_header() + head, self._base + member.header)
+        self._write(member.local_header() + head, self._base + member.header)
         return castagnoli
+
+    def _write(self, data: Any, offset: int) -> None:
+        if self._file is not None:
+            self._file.write_at(data, offset)
 
     @property
     def nbytes(self) -> int:
@@ -583,6 +587,7 @@ class ZipWriter:
 
     def close(self, comment: bytes = b"") -> None:
         """Write the directory."""
+        assert self._file is not None
         self._file.skip_to(self._base + self._position)
         self._file.append(self._directory(comment))
 

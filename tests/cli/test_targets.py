@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
+from ckptkit.base.errors import UsageError
 from ckptkit.models.synth import Synthetic, write_checkpoint
 from tests.support.commands import Runner, runner
 
@@ -133,3 +137,49 @@ def test_profile_of_several_is_one_table(run: Runner) -> None:
         3,
         None,
     ]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_shards_of_verify_are_all_and_none_twice(folder: Path, run: Runner, count: int) -> None:
+    names = ["a[1].tar.gz", "b.tar.gz", "c.tar.gz"]
+    taken = []
+    for number in range(1, count + 1):
+        done = run("verify", *names, "--shard", f"{number}/{count}", "--json")
+        assert done.code == 0
+        found = json.loads(done.out)
+        taken.append([Path(one["path"]).name for one in (found if isinstance(found, list) else [found])])
+    assert taken == [names[number::count] for number in range(count)]
+
+
+@pytest.mark.parametrize("verb", ["verify", "parity"])
+@pytest.mark.parametrize("share", ["0/2", "3/2", "1", "1/0", "-1/2", "1/2/3", "x/y", ""])
+def test_a_share_that_cannot_be(folder: Path, run: Runner, verb: str, share: str) -> None:
+    done = run(verb, "b.tar.gz", f"--shard={share}")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == f"error: --shard: invalid share {share!r}; write it like 1/3, from 1/3 to 3/3\n"
+
+
+def test_shards_of_parity_are_all_and_none_twice(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which entries a process would run, in the order of the registry."""
+    proven: list[str] = []
+
+    def prove(located: object, request: Any, *others: object) -> NoReturn:
+        proven.append(request.name)
+        raise UsageError("not run")
+
+    run_module = import_module("ckptkit.parity.run")  # ckptkit.parity is a function of the Python API
+    monkeypatch.setattr(run_module, "prove", prove)
+    monkeypatch.setattr(
+        "ckptkit.models.synth.named_checkpoint", lambda name, *_, **__: nullcontext((None, name))
+    )
+    processes = import_module("ckptkit.parity.apart").ModelProcesses
+    monkeypatch.setattr(processes, "start", lambda *_: None)
+    monkeypatch.setattr(run_module.ParityRequest, "require", lambda *_: None)
+    run("parity", "--all", "--synthetic")
+    whole, parts = proven.copy(), []
+    for number in range(1, 4):
+        proven.clear()
+        run("parity", "--all", "--synthetic", "--shard", f"{number}/3")
+        parts.append(proven.copy())
+    assert len(whole) > 40
+    assert parts == [whole[0::3], whole[1::3], whole[2::3]]
