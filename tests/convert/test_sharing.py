@@ -279,7 +279,7 @@ def test_a_rank_that_cannot_be(
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = run(*command(source, tmp_path / "several", "safetensors"))
     assert done.code == 2
-    assert done.err == "error: RANK=2 of WORLD_SIZE=2; RANK counts from 0; unset both to convert alone\n"
+    assert done.err == "error: RANK=2 of WORLD_SIZE=2. RANK counts from 0; unset both to convert alone\n"
 
 
 @pytest.mark.parametrize(
