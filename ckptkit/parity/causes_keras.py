@@ -56,10 +56,14 @@ class Segment:
         self,
         changes: Mapping[int, Around] | None = None,
         calls: list[Call] | None = None,
+        later: list[Call] | None = None,
         *,
         other_gelu: bool = False,
     ) -> Array | None:
-        """Run the model with changes at some of the layers; ``calls`` collects them."""
+        """Run the model with changes at some of the layers; ``calls`` collects them.
+
+        With ``later`` the whole model runs, and the layers after the segment are collected.
+        """
         import keras
 
         layer_class = keras.layers.Layer
@@ -70,12 +74,12 @@ class Segment:
             name = layer_name(layer, self.model.name)
             place = state.count
             is_in = state.active
-            if is_in:
-                state.count += 1
-                if calls is not None:
-                    self._kept.append(args)
-                    given = args[0] if args else None
-                    calls.append(Call(layer, name, id(given), options, tuple(getattr(given, "shape", ()))))
+            collected = calls if is_in else later if state.reached else None
+            if collected is not None:
+                self._kept.append(args)
+                given = args[0] if args else None
+                collected.append(Call(layer, name, id(given), options, tuple(getattr(given, "shape", ()))))
+            state.count += is_in
             around = (changes or {}).get(place) if is_in else None
             if around is None:
                 result = original(layer, *args, **options)
@@ -83,7 +87,7 @@ class Segment:
                 with around(layer, (args, options)) as (given, named):
                     result = original(layer, *given, **named)
             if name:
-                self._passed(state, name, result)
+                self._passed(state, name, result, later is not None)
             return result
 
         with ExitStack() as stack:
@@ -97,14 +101,16 @@ class Segment:
         array: Array | None = to_numpy(chosen)
         return array
 
-    def _passed(self, state: _Running, name: str, result: Any) -> None:
+    def _passed(self, state: _Running, name: str, result: Any, goes_on: bool) -> None:
         state.runs[name] = state.runs.get(name, 0) + 1
         name = name if state.runs[name] == 1 else f"{name}#{state.runs[name]}"
         for part, _ in tensors_in(result, name):
             if part == self.until:
                 state.output, state.reads = result, name
-                raise _ReachedError
-            if part == self.after:
+                state.reached, state.active = True, False
+                if not goes_on:
+                    raise _ReachedError
+            if part == self.after and not state.reached:
                 state.active = True
 
     @contextmanager
@@ -131,6 +137,7 @@ class _Running:
 
     def __init__(self, active: bool) -> None:
         self.active = active
+        self.reached = False
         self.runs: dict[str, int] = {}
         self.count = 0
         self.output: Any = None
@@ -141,7 +148,8 @@ def explain(model: Any, forward: Callable[[], Any], request: Mapping[str, Any]) 
     """Try every change that makes sense in a segment."""
     segment = Segment(model, forward, request["after"], request["until"])
     calls: list[Call] = []
-    segment.run(calls=calls)
+    later: list[Call] = []
+    segment.run(calls=calls, later=later)
     for call, following in pairwise(calls):
         call.then = following if type(following.layer).__name__ in _WINDOWS else None
     now: dict[str, Any] = {}
@@ -154,7 +162,9 @@ def explain(model: Any, forward: Callable[[], Any], request: Mapping[str, Any]) 
         finally:
             now.clear()
 
-    changes = [Change(kind, what, partial(force, changes=places)) for kind, what, places in _changes(calls)]
+    changes = [
+        Change(kind, what, partial(force, changes=places)) for kind, what, places in _changes(calls, later)
+    ]
     if segment.gelus:
         what = "the other GELU (exact for tanh, tanh for exact)"
         changes.insert(0, Change("activation", what, partial(force, other_gelu=True)))
@@ -164,7 +174,7 @@ def explain(model: Any, forward: Callable[[], Any], request: Mapping[str, Any]) 
 _Places = Mapping[int, Around]
 
 
-def _changes(calls: list[Call]) -> Iterator[tuple[str, str, _Places]]:
+def _changes(calls: list[Call], later: list[Call]) -> Iterator[tuple[str, str, _Places]]:
     """Each change; those of all layers at once come first."""
     singles: list[tuple[str, str, _Places]] = []
     for kind, title, applies in _TABLE:
@@ -179,11 +189,20 @@ def _changes(calls: list[Call]) -> Iterator[tuple[str, str, _Places]]:
                 singles += each
             else:
                 yield each[0]
+    yield from _swaps(calls, later)
+    yield from singles
+
+
+def _swaps(calls: list[Call], later: list[Call]) -> Iterator[tuple[str, str, _Places]]:
+    """Two projections of the same input that have changed places: queries and keys."""
     for (i, one), (j, other) in combinations(enumerate(calls), 2):
         if _is_twin(one, other):
             what = f"{one.name} and {other.name} swapped"
             yield "swapped", what, {i: _as(other.layer), j: _as(one.layer)}
-    yield from singles
+    for i, one in enumerate(calls):
+        for other in later:
+            if _is_twin(one, other):
+                yield "swapped", f"{one.name} and {other.name} swapped", {i: _as(other.layer)}
 
 
 def _is_twin(one: Call, other: Call) -> bool:

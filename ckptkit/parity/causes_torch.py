@@ -90,8 +90,13 @@ class Segment:
         self.names = {one.data_ptr(): name for name, one in module.named_parameters()}
         self.reads: str | None = None  # which of several outputs
 
-    def run(self, on_call: Callable[[int, Call, Callable[..., Any]], Any]) -> Array | None:
-        """Run the model; ``on_call`` makes every call of the segment. Gives the output of its end."""
+    def run(
+        self, on_call: Callable[[int, Call, Callable[..., Any]], Any], later: list[Call] | None = None
+    ) -> Array | None:
+        """Run the model; ``on_call`` makes every call of the segment. Gives the output of its end.
+
+        With ``later`` the whole model runs, and projections after the segment are collected.
+        """
         import torch
         from torch.overrides import TorchFunctionMode
 
@@ -103,10 +108,15 @@ class Segment:
             ) -> Any:
                 kwargs = kwargs or {}
                 name = getattr(function, "__name__", "")
-                if not state.active or name not in _ARGUMENTS or len(args) > len(_ARGUMENTS[name]):
+                is_later = state.reached and name == "linear" and later is not None
+                is_known = name in _ARGUMENTS and len(args) <= len(_ARGUMENTS[name])
+                if not is_known or not (is_later or state.active):
                     return function(*args, **kwargs)
                 arguments = dict(zip(_ARGUMENTS[name], args, strict=False)) | kwargs
                 call = Call(name, state.modules[-1] if state.modules else "", arguments, names)
+                if is_later and later is not None:
+                    later.append(call)
+                    return function(*args, **kwargs)
                 state.count += 1
                 return on_call(state.count - 1, call, partial(_again, function, name, args, kwargs))
 
@@ -117,7 +127,7 @@ class Segment:
             with ExitStack() as stack:
                 for name, module in self.module.named_modules():
                     if name:
-                        for hook in self._hooks(name, module, state):
+                        for hook in self._hooks(name, module, state, later is not None):
                             stack.callback(hook.remove)
                 try:
                     with Intercepted():
@@ -129,7 +139,7 @@ class Segment:
         array: Array | None = to_numpy(chosen)
         return array
 
-    def _hooks(self, name: str, module: Any, state: _Running) -> Iterator[Any]:
+    def _hooks(self, name: str, module: Any, state: _Running, goes_on: bool) -> Iterator[Any]:
         def enter(_module: Any, _given: Any) -> None:
             state.modules.append(name)
 
@@ -140,9 +150,10 @@ class Segment:
             for part, _ in tensors_in(result, called_now):
                 if part == self.until:
                     self.reads = called_now
-                    state.output = result
-                    raise _ReachedError
-                if part == self.after:
+                    state.output, state.reached, state.active = result, True, False
+                    if not goes_on:
+                        raise _ReachedError
+                if part == self.after and not state.reached:
                     state.active = True
 
         yield module.register_forward_pre_hook(enter)
@@ -154,6 +165,7 @@ class _Running:
     """Where a run is."""
 
     active: bool
+    reached: bool = False
     modules: list[str] = field(default_factory=list)
     runs: dict[str, int] = field(default_factory=dict)
     count: int = 0
@@ -184,7 +196,8 @@ def explain(segment: Segment, request: Mapping[str, Any]) -> dict[str, Any]:
         calls.append(call)
         return make()
 
-    segment.run(note)
+    later: list[Call] = []
+    segment.run(note, later)
     _connect(calls)
     active: dict[int, Callable[[Call], Arguments | None]] = {}
 
@@ -199,7 +212,7 @@ def explain(segment: Segment, request: Mapping[str, Any]) -> dict[str, Any]:
         finally:
             active.clear()
 
-    changes = (Change(kind, what, partial(force, places)) for kind, what, places in _changes(calls))
+    changes = (Change(kind, what, partial(force, places)) for kind, what, places in _changes(calls, later))
     return tried(changes, lambda: segment.run(changed), request)
 
 
@@ -225,7 +238,7 @@ def _connect(calls: list[Call]) -> None:
 _Places = Mapping[int, Callable[[Call], Arguments | None]]
 
 
-def _changes(calls: list[Call]) -> Iterator[tuple[str, str, _Places]]:
+def _changes(calls: list[Call], later: list[Call]) -> Iterator[tuple[str, str, _Places]]:
     """Each change: its kind, in words, what it does at which calls; those of all calls at once first."""
     singles: list[tuple[str, str, _Places]] = []
     for kind, title, applies in _TABLE:
@@ -243,7 +256,7 @@ def _changes(calls: list[Call]) -> Iterator[tuple[str, str, _Places]]:
                 (kind, title.format(what=what, where=calls[place].name()), {place: change})
                 for place, change in places.items()
             ]
-    yield from _swaps(calls)
+    yield from _swaps(calls, later)
     yield from singles
 
 
@@ -386,14 +399,17 @@ _TABLE: tuple[tuple[str, str, Callable[[Call], _Applied]], ...] = (
 """Kind, sentence, and what it does with a call."""
 
 
-def _swaps(calls: list[Call]) -> Iterator[tuple[str, str, _Places]]:
+def _swaps(calls: list[Call], later: list[Call]) -> Iterator[tuple[str, str, _Places]]:
     """Two projections of the same input that have changed places: queries and keys."""
     linear = [(place, call) for place, call in enumerate(calls) if call.function == "linear"]
     for (i, one), (j, other) in combinations(linear, 2):
-        same_input = one.arguments["input"].data_ptr() == other.arguments["input"].data_ptr()
-        if same_input and one.arguments["weight"].shape == other.arguments["weight"].shape:
+        if _is_twin(one, other):
             what = f"{one.name()} and {other.name()} swapped"
             yield "swapped", what, {i: _set(**_projection(other)), j: _set(**_projection(one))}
+    for i, one in linear:
+        for other in later:
+            if _is_twin(one, other):
+                yield "swapped", f"{one.name()} and {other.name()} swapped", {i: _set(**_projection(other))}
     for place, call in enumerate(calls):
         keys = (
             ("in_proj_weight", "in_proj_bias")
@@ -406,6 +422,13 @@ def _swaps(calls: list[Call]) -> Iterator[tuple[str, str, _Places]]:
             for a, b in combinations(range(3), 2):
                 what = f"{'qkv'[a]} and {'qkv'[b]} swapped in {call.name(keys[0])}"
                 yield "swapped", what, {place: partial(_parts_swapped, keys, a, b)}
+
+
+def _is_twin(one: Call, other: Call) -> bool:
+    """Whether two calls project the same input in the same way."""
+    weights, inputs = ([call.arguments[key] for call in (one, other)] for key in ("weight", "input"))
+    same_input = inputs[0].data_ptr() == inputs[1].data_ptr() and inputs[0].shape == inputs[1].shape
+    return same_input and weights[0].shape == weights[1].shape and one.name() != other.name()
 
 
 def _projection(call: Call) -> Arguments:

@@ -376,6 +376,21 @@ def test_keras_against_torch(fault: Any, stage: str, kind: str | None, words: st
     told(report, stage, kind, words)
 
 
+@pytest.mark.parametrize("left", ["torch", "keras"])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_queries_are_a_stage_and_keys_are_not(left: str, recorded: bool, folder: Path):
+    pytest.importorskip("tensorflow" if left == "keras" else "torch")
+    stages = {"ln": "ln", "attention.q": "attention.q"}
+    reference, separator = (KERAS_SIDE, "/") if left == "keras" else (REFERENCE, ".")
+    stages = {name.replace(".", separator): name for name in stages}
+    port = plant(folder, swapped)
+    if recorded:
+        record_case(write_case(folder, reference, port, stages=stages), "right", folder / "port.npz")
+        port = side("recorded", "port.npz")
+    report = prove_case(write_case(folder, reference, port, stages=stages))
+    told(report, "attention.q", "swapped", f"on the {'left' if recorded else 'right'} side it agrees")
+
+
 # -- a port whose code cannot be changed: changes are tried on the other side -----------------------------
 
 ON_THE_LEFT = {
