@@ -428,6 +428,8 @@ ROWS = [
     Row("inspect", given(*INSPECT)),
     Row("inspect", given(*INSPECT, "--stats", "-v")),
     Row("inspect", given(*INSPECT, "--json"), "json"),
+    Row("inspect", given(*INSPECT, "--security", "-v")),
+    Row("inspect", given(*INSPECT, "--security", "--json"), "some json"),
     Row("diff", given(*DIFF, "-v"), code=1),
     Row("diff", given(*DIFF, "--json"), "json", code=1),
     Row("convert", given(*CONVERT, "--to", "npz", "--dtype", "float16", "--dry-run")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import shlex
 import subprocess
@@ -241,6 +242,7 @@ def _header(path: Path) -> bytes:
     ("hook", "good", "bad"),
     [
         ("ckptkit-verify", "good.safetensors", "cut.safetensors"),
+        ("ckptkit-security", "good.pkl", "evil.pkl"),
         ("ckptkit-registry-validate", "good/registry.yaml", "bad/registry.yaml"),
     ],
 )
@@ -255,6 +257,8 @@ def test_a_pre_commit_hook_passes_what_is_whole_and_refuses_what_is_not(
     )
     whole = (tmp_path / "good.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "good.pkl").write_bytes(pickle.dumps({"epoch": 3}))
+    (tmp_path / "evil.pkl").write_bytes(b"cos\nsystem\n(S'id'\ntR.")
     for name, text in (("good", (REPOSITORY / "registry.yaml").read_text()), ("bad", "entries: [{id: 7}]\n")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "registry.yaml").write_text(text)

@@ -361,6 +361,9 @@ SITUATIONS: Mapping[str, Situation] = {
         "convert moat.safetensors --to safetensors -o moat.safetensors --force",
         fill={"--output": "--output other.safetensors"},
     ),
+    "findings of no scan": Situation(
+        "inspect moga.pth --sarif x.sarif", then="inspect moga.pth --sarif x.sarif --security"
+    ),
     "no columns": Situation("list --columns ,"),
     "nothing to draw": Situation("plot --family moat --max-params 1 -o p.png", then="list --family moat"),
     "exported to a file": Situation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ckptkit.base.errors import NotFoundError
+from ckptkit.base.errors import NotFoundError, UsageError
 from ckptkit.cli.completion import complete_fetched
 from ckptkit.cli.options import (
     ShardOption,
+    State,
     StateDictOption,
     StripPrefixOption,
     WhichWeights,
@@ -102,18 +104,14 @@ def verify(
 def inspect(
     context: typer.Context,
     what: Annotated[
-        str,
+        list[str],
         typer.Argument(
-            help="Id of a fetched entry, or a file, folder or prefix, or - for standard input.",
+            metavar="WHAT [PATTERN]",
+            help="Id of a fetched entry, or a file, folder or prefix, or - for standard input; and a glob, "
+            "or part of a name, to list only such tensors. With --security, any number of these.",
             autocompletion=complete_fetched,
         ),
     ],
-    pattern: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[PATTERN]", help="List only tensors whose name matches: a glob, or part of a name."
-        ),
-    ] = None,
     stats: Annotated[
         bool, typer.Option("--stats", help="Minimum, maximum, mean, deviation, zeros, NaN, infinities.")
     ] = False,
@@ -128,17 +126,64 @@ def inspect(
     state_dict: StateDictOption = None,
     strip_prefix: StripPrefixOption = None,
     summary: Annotated[bool, typer.Option("--summary", help="Omit the list of tensors.")] = False,
+    security: Annotated[
+        bool,
+        typer.Option(
+            "--security", help="Instead, list what would run, or leave its folder, when a file is loaded."
+        ),
+    ] = False,
+    sarif: Annotated[
+        Path | None,
+        typer.Option("--sarif", metavar="FILE", help="Write the findings of --security to a SARIF file too."),
+    ] = None,
 ) -> None:
     """Show what is in a checkpoint: tensors with shape, type and size, and what the file says of itself.
 
     Reads any supported file, of any model. Of https://, s3://, gs:// and hf://org/name, and of entries that
     are not fetched, only the header is transferred.
 
+    With --security it lists what pickles import and call, code in Keras files, and links and paths that
+    leave a file or archive, and exits with 1 unless all of it is known to be harmless. Nothing is run.
+
     Examples: ckptkit inspect moat.safetensors --summary · ckptkit inspect model.ckpt '*/kernel' --stats
+    · ckptkit inspect --security downloaded.pth
     """
+    state = state_of(context)
+    if security:
+        _scan(context, what, sarif)
+        return
+    if sarif is not None:
+        raise UsageError("--sarif is for the findings of --security", hint="add --security")
+    if len(what) > 2:
+        raise UsageError(f"got unexpected extra argument ({' '.join(what[2:])})")
+    _inspect(
+        state,
+        *what,
+        stats=stats,
+        sort=sort,
+        layout=layout,
+        weights=weights,
+        state_dict=state_dict,
+        strip_prefix=strip_prefix,
+        summary=summary,
+    )
+
+
+def _inspect(
+    state: State,
+    what: str,
+    pattern: str | None = None,
+    *,
+    stats: bool,
+    sort: SortBy,
+    layout: str | None,
+    weights: WhichWeights | None,
+    state_dict: str | None,
+    strip_prefix: list[str] | None,
+    summary: bool,
+) -> None:
     from ckptkit.compare.inspect import InspectRequest, inspect_file
 
-    state = state_of(context)
     workspace = state.workspace()
     located = workspace.locate(
         what,
@@ -159,6 +204,38 @@ def inspect(
 
     pieces = inspection.pieces(everything=state.output.verbose, tensors=not summary, renamed_to=layout)
     state.output.result(inspection.to_json(tensors=not summary), lambda: state.output.show(pieces))
+
+
+def _scan(context: typer.Context, what: list[str], sarif: Path | None) -> None:
+    """List what would run when files are loaded, one after the other."""
+    from ckptkit.base.files import StagedFile
+    from ckptkit.base.text import json_text
+    from ckptkit.cli.targets import several, targets
+    from ckptkit.compare import security
+    from ckptkit.compare.scan import scan_path
+
+    state = state_of(context)
+    workspace = state.workspace()
+    names = targets(context, workspace, what, "scan")
+    reports: list[security.SecurityReport] = []
+    if sarif is not None:
+        security.refuse_other_file(sarif)
+    with ExitStack() as stack:
+        staged = None if sarif is None else stack.enter_context(StagedFile(sarif, force=True))
+        with several(state.output, names, "scanned", done="harmless", key="path") as work:
+            for name in names:
+                with work.one(name):
+                    located = workspace.locate(name, fetch=False)
+                    report = scan_path(located.artefact or located.path)
+                    reports.append(report)
+                    gap = [""] * (len(reports) > 1)
+                    pieces = [*gap, *report.pieces(everything=state.output.verbose)]
+                    work.show(report.to_json(), partial(state.output.show, pieces))
+                    if not report.ok:
+                        work.failed(name, ExitCode.CHECK_FAILED)
+            if staged is not None:
+                staged.append(json_text(security.sarif(reports), indent=2).encode() + b"\n")
+                staged.commit()
 
 
 class PairBy(str, Enum):

@@ -284,6 +284,9 @@ class Hdf5File(Hdf5Bytes):
         self._links: dict[int, dict[str, Link]] = {}
         self._noted: tuple[int, ...] | None = None  # where the superblock says that the root's members are
         self._heaps: dict[int, dict[int, tuple[int, int]]] = {}  # collections of texts, by address
+        self.outside: list[tuple[str, str]] | None = (
+            None  # a list takes links to other files, as name and target
+        )
         self.root = self._superblock()
 
     def forget(self) -> None:
@@ -413,6 +416,11 @@ class Hdf5File(Hdf5Bytes):
             raise body.error("a name longer than any layer's")
         if kind == _SOFT:
             return order, name, None, body.raw(body.number(2))
+        if kind == _EXTERNAL and self.outside is not None:
+            where, _, inside = body.raw(body.number(2))[1:].rstrip(b"\0").partition(b"\0")
+            target = b"%s:%s" % (where, inside)
+            self.outside.append((name.decode(errors="replace"), target.decode(errors="replace")))
+            return order, name, None, b""
         if kind != _HARD:
             what = "a link to another file" if kind == _EXTERNAL else "a link of an unknown kind"
             raise body.error(f"{name.decode(errors='replace')!r} is {what}: not followed", _NO_LINKS)

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from ckptkit.base.budget import Budget
 from ckptkit.base.errors import FormatError
+from ckptkit.formats.pickle_names import would_run
 
 MAX_PICKLE_BYTES = 64 << 20
 """A checkpoint's pickle has some 400 bytes per tensor; the tensors themselves are outside."""
@@ -42,61 +43,7 @@ _MAX_MEMO = 1 << 32
 """Larger keys than the opcodes have can be made to collide in a dictionary."""
 
 
-# -- what names can do --------------------------------------------------------------------------------------
-
-_RUNNING = """
-os subprocess _posixsubprocess popen2 commands pty shutil signal sys
-runpy importlib imp zipimport pkgutil pip ensurepip venv distutils setuptools site
-code codeop pdb bdb timeit cProfile profile trace pydoc doctest idlelib
-ctypes _ctypes cffi multiprocessing asyncio threading _thread
-socket webbrowser urllib http ftplib smtplib telnetlib xmlrpc requests httpx aiohttp paramiko
-pickle _pickle cPickle dill cloudpickle marshal joblib.load
-builtins.eval builtins.exec builtins.execfile builtins.compile builtins.apply builtins.__import__
-builtins.getattr builtins.setattr builtins.delattr builtins.globals builtins.locals builtins.vars
-builtins.open builtins.input builtins.breakpoint io.open io.FileIO _io.open _io.FileIO
-types.FunctionType types.CodeType operator.attrgetter operator.methodcaller
-torch.load torch.serialization.load torch.jit.load torch.hub torch.utils.cpp_extension
-torch.ops.load_library torch.classes.load_library torch.utils.collect_env
-pathlib.Path.touch pathlib.Path.unlink pathlib.Path.write_bytes pathlib.Path.write_text
-numpy.load numpy.f2py numpy.distutils numpy.testing pandas.read_pickle pandas.eval
-"""
-_RUNNING_NAMES = frozenset(_RUNNING.split())
-"""Modules and functions by which pickles are known to run code, or to reach what does."""
-
-_BUILDING_NAMES = """
-torch numpy collections copyreg copy_reg _codecs datetime builtins __builtin__ re functools argparse pathlib
-types enum uuid decimal fractions random omegaconf
-"""
-_BUILDING = frozenset(_BUILDING_NAMES.split())
-"""Modules whose functions build values and do no more."""
-
 _MAX_CALLS = 20
-
-
-def would_run(name: str) -> str | None:
-    """What a call of a name runs, where that can do more than build a value; None where it cannot.
-
-    Examples
-    --------
-    >>> would_run("posix.system"), would_run("__builtin__.eval"), would_run("collections.OrderedDict")
-    ('os.system', 'builtins.eval', None)
-    """
-    module, _, rest = name.partition(".")
-    module = {"posix": "os", "nt": "os", "__builtin__": "builtins"}.get(module, module)
-    steps = f"{module}.{rest}".split(".")
-    known = any(".".join(steps[:count]) in _RUNNING_NAMES for count in range(1, len(steps) + 1))
-    return ".".join(steps) if known else None
-
-
-def would_call(name: str) -> bool:
-    """Whether a name is that of a function of other code, not of a class.
-
-    Examples
-    --------
-    >>> would_call("evil.helper"), would_call("my.Model"), would_call("copyreg._reconstructor")
-    (True, False, False)
-    """
-    return name.partition(".")[0] not in _BUILDING and name.rpartition(".")[2].lstrip("_")[:1].islower()
 
 
 @dataclass(eq=False, slots=True)

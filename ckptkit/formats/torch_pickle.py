@@ -783,3 +783,6 @@ _READERS: Mapping[str, Callable[[Inert], str | None]] = {
         for kind, pure in (("Posix", PurePosixPath), ("Windows", PureWindowsPath))
     },
 }
+
+UNDERSTOOD = frozenset({*TORCH_HANDLERS, *_READERS})
+"""Names that this module interprets itself, without a call."""

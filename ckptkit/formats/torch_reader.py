@@ -176,7 +176,7 @@ def _load_container(stream: _Stream, attributes: dict[str, tuple[str, ...]]) -> 
     file = stream.file
     if file.data[:2] == b"PK":
         return _load_zip(stream, attributes)
-    if file.data[:1] in (b"\x80", b"L") and (start := _legacy_start(file)):
+    if file.data[:1] in (b"\x80", b"L") and (start := legacy_start(file)):
         return _load_legacy(stream.within(start, file.size - start))
     if file.size >= TAR_BLOCK and file.data[257:262] == b"ustar":
         return _load_tar(stream)
@@ -345,7 +345,7 @@ def _from_records(
 # -- pickle stream (torch < 1.6, and mmcv's publish tools) ---------------------------------------------------
 
 
-def _legacy_start(file: MappedFile) -> int | None:
+def legacy_start(file: MappedFile) -> int | None:
     """Where the magic number of a legacy file ends, whatever pickle protocol it is written in."""
     head = _Stream(file).within(0, min(file.size, _LEGACY_HEAD_BYTES))
     try:

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from ckptkit.base.errors import FormatError, NotFoundError, UsageError, listed
 from ckptkit.formats.base import AVERAGING_COUNTERS, Copy, Weights
-from ckptkit.formats.pickle_machine import Inert, would_call
+from ckptkit.formats.pickle_machine import Inert
+from ckptkit.formats.pickle_names import would_call
 from ckptkit.formats.torch_pickle import describe, is_array, is_tensor
 
 Table = dict[object, object]

@@ -189,7 +189,7 @@ TABLE: dict[str, dict[str, Cell]] = {
     ),
     "inspect": _of_one(
         "inspect {}",
-        several=NotMeant("the second word says which tensors"),
+        several=Works(f"inspect --security {ID} {OTHER}", BOTH),
         json=Works(f"inspect {ID} --json"),
     ),
     "profile": _of_several(

@@ -1,0 +1,517 @@
+"""A walk over a file and everything in it: what would run, or leave its folder, when it is loaded.
+
+Containers are opened as the readers open them, and pickles are followed by ``formats.pickle_trace``; nothing
+is imported, called or unpacked to the disk. What cannot be looked at is a finding itself.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import stat
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+from tarfile import HeaderError, TarInfo
+from typing import Any, BinaryIO
+
+from ckptkit.base.budget import Budget
+from ckptkit.base.errors import FormatError, NotFoundError
+from ckptkit.base.files import storage_error
+from ckptkit.base.tensors import DTYPES
+from ckptkit.base.text import counted
+from ckptkit.compare import scan_graphs
+from ckptkit.compare.security import SEVERITIES, Finding, SecurityReport, Severity
+from ckptkit.formats import pickle_trace
+from ckptkit.formats.base import HDF5_MARK, PACKERS, Sample
+from ckptkit.formats.hdf5_reader import Hdf5File
+from ckptkit.formats.mapped_file import MappedFile, MappedPart
+from ckptkit.formats.members import DEFAULT_LIMITS, unsafe_name
+from ckptkit.formats.onnx import is_onnx
+from ckptkit.formats.pickle_machine import GlobalName
+from ckptkit.formats.pickle_names import builds_a_value, what_it_does
+from ckptkit.formats.pickle_trace import Held, Trace, Use, trace
+from ckptkit.formats.protobuf_wire import WireError
+from ckptkit.formats.tar import TAR_BLOCK, TarStream, decompressed, tar_entries
+from ckptkit.formats.torch_pickle import UNDERSTOOD, storage_dtype
+from ckptkit.formats.torch_reader import MAX_PICKLE_HEAD, is_pickle, legacy_start
+from ckptkit.formats.zip import DEFLATED, LOCAL, LOCAL_MAGIC, STORED, ZipEntry, contents, read_directory
+
+_MAX_FINDINGS = 5000
+_MAX_FILES, _MAX_FOLDERS = 20_000, 32
+_MAX_NESTED = 6
+_MAX_UNPACKED = 64 << 20
+_NPY_MARK = b"\x93NUMPY"
+_PICKLES = (
+    ".pkl",
+    ".pickle",
+    ".pt",
+    ".pth",
+    ".bin",
+    ".ckpt",
+    ".dat",
+    ".data",
+    ".joblib",
+    ".pdparams",
+    ".pdopt",
+)
+_LEGACY_PICKLES = 4
+"""Pickles after the magic number of a legacy file of torch: version, system, object, storages."""
+_UNPACKS = "torch.storage._load_from_bytes"
+"""Loads the bytes that it is given, which are looked at as well."""
+_MAX_PICKLES = 10_000
+_MAX_LOCAL, _MAX_LINK, _MAX_TEXT, _HEAD = 10_000, 4096, 16 << 20, 4096
+_SHOWN = 200
+_RECORDS = frozenset({"storages", "tensors"})
+"""Members of torch's first format, a tar, that are pickles with other bytes between them."""
+_PROTOCOL = re.compile(rb"\x80[\x00-\x05]")
+
+
+def scan_path(path: Path) -> SecurityReport:
+    """Look for everything in a file, or in the files of a folder, that is not data."""
+    scan = _Scan(path)
+    if path.is_dir():
+        for found in _files_of(path):
+            scan.within = found.relative_to(path).as_posix()
+            scan.path_of_one(found)
+    else:
+        prefix = path.with_name(path.name + ".index")
+        scan.path_of_one(prefix if not path.exists() and prefix.exists() else path)
+    return scan.report()
+
+
+def _files_of(folder: Path) -> Iterator[Path]:
+    """Regular files of a folder and those below, each folder once; of what a link leads to, files only."""
+    count = 0
+    for where, folders, names in os.walk(folder):
+        folders.sort()
+        if len(Path(where).relative_to(folder).parts) >= _MAX_FOLDERS:
+            folders.clear()
+        for name in sorted(names):
+            path = Path(where, name)
+            if path.is_file():
+                count += 1
+                if count > _MAX_FILES:
+                    raise FormatError(
+                        folder, f"more than {_MAX_FILES:,} files", hint="scan its folders one by one"
+                    )
+                yield path
+
+
+class _InMemory(MappedFile):
+    """Bytes in memory, of a member that was unpacked."""
+
+    def __init__(self, path: Path, raw: bytes) -> None:
+        self.path, self.size, self.data = path, len(raw), raw  # type: ignore[assignment]
+
+    def release(self, offset: int, nbytes: int) -> None:
+        """Nothing is mapped."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+_Look = Callable[["_Scan", MappedFile, str, str, int], None]
+
+
+class _Scan:
+    """One run over a file or folder; ``within`` is the file of a folder that is looked at."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._findings: dict[Finding, None] = {}
+        self._scanned: Counter[str] = Counter()
+        self._omitted = 0
+        self.within = ""
+
+    def report(self) -> SecurityReport:
+        findings = sorted(self._findings, key=lambda one: SEVERITIES.index(one.severity))
+        return SecurityReport(self._path, tuple(findings), dict(self._scanned), self._omitted)
+
+    def path_of_one(self, path: Path) -> None:
+        try:
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise FormatError(path, "is not a regular file")
+            if not path.stat().st_size:
+                return
+        except FileNotFoundError as error:
+            raise NotFoundError(f"{path}: no such file") from error
+        except OSError as error:
+            raise storage_error(error, path) from error
+        with closing(MappedFile(path)) as file:
+            self._budget = Budget(file.size, ValueError)
+            self._file(file, self.within, path.name, 0)
+
+    # -- findings ------------------------------------------------------------------------------------------
+
+    def _add(self, finding: Finding) -> None:
+        if finding in self._findings:
+            return
+        if len(self._findings) < _MAX_FINDINGS:
+            self._findings[finding] = None
+            return
+        self._omitted += 1
+        if finding.severity != "harmless":  # which is worth more than a name that is known
+            spare = next((one for one in reversed(self._findings) if one.severity == "harmless"), None)
+            if spare is not None:
+                del self._findings[spare]
+                self._findings[finding] = None
+
+    def _not_scanned(self, place: str, what: str, why: str, offset: int | None = None) -> None:
+        self._add(Finding("suspicious", "not-scanned", place, offset, what, why))
+
+    # -- files ---------------------------------------------------------------------------------------------
+
+    def _file(self, file: MappedFile, place: str, name: str, depth: int) -> None:
+        """Tell what a file or member is by its first bytes, and look into it."""
+        if not file.size:
+            return
+        head = file.data[: min(file.size, MAX_PICKLE_HEAD)]
+        kind, look = self._kind(file, head, name)
+        if look is None:
+            return
+        if depth > _MAX_NESTED:
+            self._not_scanned(place, kind, "inside too many other files")
+            return
+        self._scanned[kind] += 1
+        try:
+            look(self, file, place, name, depth)
+        except (FormatError, WireError, ValueError) as error:
+            reason = error.reason if isinstance(error, FormatError) else str(error)
+            self._not_scanned(place, kind, f"cannot be looked through: {reason}"[:500])
+
+    def _kind(self, file: MappedFile, head: bytes, name: str) -> tuple[str, _Look | None]:
+        if head[:2] == b"PK":
+            return "zip archive", _Scan._zip
+        if head.startswith(_NPY_MARK):
+            return "NumPy file", _Scan._npy
+        if any(file.data[at : at + len(HDF5_MARK)] == HDF5_MARK for at in (0, 512, 1024, 2048)):
+            return "HDF5 file", _Scan._hdf5
+        if head[257:262] == b"ustar" or head.startswith(tuple(PACKERS.values())):
+            return "archive", _Scan._tar
+        if is_pickle(head, file.data[file.size - 1 : file.size]) or name.lower().endswith(_PICKLES):
+            return "pickle", _Scan._pickles
+        if name == "saved_model.pb" or name.endswith(".pb"):
+            return "TensorFlow graph", _Scan._saved_model
+        if name.endswith(".onnx") or is_onnx(Sample(file.path, head)):
+            return "ONNX model", _Scan._onnx
+        if name.endswith(".json") and head.lstrip()[:1] == b"{":
+            return "JSON text", _Scan._json
+        return "", None
+
+    # -- containers ----------------------------------------------------------------------------------------
+
+    def _member(self, place: str, name: str, link: str | None = None) -> None:
+        """Judge the name of a member, and what it links to."""
+        for one, what in ((name, "a member that"), (link, f"a link to {link!r:.80}, which")):
+            why = unsafe_name(one) if one is not None else None
+            if why is not None:
+                text = f"{what} {why}: unpacking writes outside the folder"
+                self._add(Finding("dangerous", "archive-path", place, None, name[:_SHOWN], text))
+                return
+        if link is not None:
+            text = f"a link to {link[:_SHOWN]}, which programs may follow"
+            self._add(Finding("suspicious", "archive-path", place, None, name[:_SHOWN], text))
+
+    def _zip(self, file: MappedFile, place: str, name: str, depth: int) -> None:
+        try:
+            entries = read_directory(file).entries
+        except FormatError as error:
+            self._not_scanned(place, "zip archive", f"programs may read it differently: {error.reason}"[:500])
+            self._local_members(file, place, depth)
+            return
+        roots = {one.removesuffix("data.pkl") for one in entries if one.endswith("/data.pkl")}
+        storages = tuple(f"{root}data/" for root in roots)
+        for entry in entries.values():
+            self._budget.spend(steps=16)
+            mode = entry.attributes >> 16
+            link = ""
+            if stat.S_ISLNK(mode) and entry.size < _MAX_LINK:
+                link = b"".join(contents(file, entry)).decode(errors="replace")
+            self._member(_under(place, entry.name), entry.name, link or None)
+            if not entry.size or (entry.name.startswith(storages) and not entry.name.endswith(_PICKLES[0])):
+                continue
+            if entry.method == STORED:
+                self._content(MappedPart(file, entry.offset, entry.size), place, entry.name, depth)
+            elif entry.method == DEFLATED:
+                self._packed(file, entry, place, depth)
+            else:
+                self._not_scanned(_under(place, entry.name), entry.name, "is encrypted or packed unusually")
+
+    def _content(self, file: MappedFile, place: str, name: str, depth: int) -> None:
+        """Look into a member."""
+        inner = _under(place, name)
+        if name.endswith(".py") and "code" in name.split("/"):
+            self._scanned["TorchScript source"] += 1
+            for finding in scan_graphs.torchscript(file.data[: min(file.size, _MAX_TEXT)], inner):
+                self._add(finding)
+            return
+        self._file(file, inner, name.rpartition("/")[2], depth + 1)
+
+    def _packed(self, file: MappedFile, entry: ZipEntry, place: str, depth: int) -> None:
+        """Unpack a member, as far as it is of a kind that is looked into."""
+        raw = bytearray()
+        try:
+            for piece in contents(file, entry):
+                raw += piece
+                first = _InMemory(file.path, bytes(raw[:_HEAD]))
+                name = entry.name.rpartition("/")[2]
+                if len(raw) == len(piece) and not self._is_looked_into(first, entry.name, name):
+                    return
+                self._budget.spend(nbytes=len(piece))
+                if len(raw) > _MAX_UNPACKED:
+                    break
+        except FormatError as error:
+            self._not_scanned(_under(place, entry.name), entry.name, error.reason)
+        self._content(_InMemory(file.path, bytes(raw)), place, entry.name, depth)
+
+    def _is_looked_into(self, file: MappedFile, name: str, last: str) -> bool:
+        if name.endswith(".py"):
+            return True
+        kind, look = self._kind(file, file.data[:MAX_PICKLE_HEAD], last)
+        return look is not None and (kind != "NumPy file" or _holds_objects(file.data[:_HEAD]))
+
+    def _local_members(self, file: MappedFile, place: str, depth: int) -> None:
+        """Look into members by their own headers, where the directory cannot be trusted."""
+        at = 0
+        for _ in range(_MAX_LOCAL):
+            at = file.data.find(LOCAL_MAGIC, at, file.size)
+            if at < 0 or at + LOCAL.size > file.size:
+                return
+            _, _, flags, method, _, _, _, packed, _, named, extra = LOCAL.unpack(
+                file.data[at : at + LOCAL.size]
+            )
+            start = at + LOCAL.size + named + extra
+            raw = file.data[at + LOCAL.size : at + LOCAL.size + named]
+            name = raw.decode(errors="backslashreplace")
+            at += 4
+            if start >= file.size:
+                continue
+            size = file.size - start if flags & 8 or packed > file.size - start else packed
+            self._member(_under(place, name), name)
+            self._budget.spend(steps=64)
+            if not size or not (name.endswith(_PICKLES) or is_pickle(file.data[start : start + 64], b"")):
+                continue
+            if method == STORED:
+                self._content(MappedPart(file, start, size), place, name, depth)
+            elif method == DEFLATED:
+                self._budget.spend(nbytes=_HEAD)
+                unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+                with suppress(zlib.error):
+                    unpacked = unpacker.decompress(file.data[start : start + min(size, _MAX_TEXT)], _MAX_TEXT)
+                    self._budget.spend(nbytes=len(unpacked))
+                    self._content(_InMemory(file.path, unpacked), place, name, depth)
+
+    def _tar(self, file: MappedFile, place: str, name: str, depth: int) -> None:
+        with ExitStack() as stack:
+            if type(file) is MappedFile:
+                raw: BinaryIO = stack.enter_context(file.path.open("rb"))
+            else:
+                raw = io.BytesIO(file.data[: min(file.size, _MAX_UNPACKED)])
+            head = decompressed(file.path, raw).read(TAR_BLOCK)
+            raw.seek(0)
+            if head[257:262] != b"ustar" and not _is_tar(head):
+                unpacked = _read(decompressed(file.path, raw), _MAX_UNPACKED)
+                self._budget.spend(nbytes=len(unpacked))
+                inner = _under(place, "unpacked")
+                self._file(_InMemory(file.path, unpacked), inner, name.rpartition(".")[0], depth + 1)
+                return
+            stream = TarStream(file.path, raw, decompressed(file.path, raw), DEFAULT_LIMITS)
+            for count, entry in enumerate(tar_entries(file.path, stream, errors="surrogateescape")):
+                if count >= DEFAULT_LIMITS.members:
+                    raise FormatError(file.path, f"more than {DEFAULT_LIMITS.members:,} members")
+                self._tar_member(stream, entry, file.path, place, depth)
+
+    def _tar_member(self, stream: TarStream, entry: TarInfo, path: Path, place: str, depth: int) -> None:
+        name = entry.name.encode(errors="backslashreplace").decode()
+        link = entry.linkname.encode(errors="backslashreplace").decode()
+        is_link = entry.issym() or entry.islnk()
+        self._member(_under(place, name), name, link if is_link else None)
+        if not entry.isfile() and not entry.isdir() and not is_link:
+            why = "is neither a file nor a folder, but a device or a pipe"
+            self._add(Finding("suspicious", "archive-path", _under(place, name), None, name[:_SHOWN], why))
+        if not entry.isfile() or not entry.size:
+            return
+        head = stream.read_exactly(min(_HEAD, entry.size))
+        first, last = _InMemory(path, head), name.rpartition("/")[2]
+        if not self._is_looked_into(first, name, last):
+            return
+        raw = head + stream.read_exactly(min(entry.size, _MAX_UNPACKED) - len(head))
+        if last in _RECORDS:
+            self._records(_InMemory(path, raw), _under(place, name), last)
+        else:
+            self._content(_InMemory(path, raw), place, name, depth)
+
+    # -- pickles -------------------------------------------------------------------------------------------
+
+    def _npy(self, file: MappedFile, place: str, name: str, depth: int) -> None:
+        head = file.data[: min(file.size, _HEAD)]
+        if _holds_objects(head):
+            self._follow(file, place, depth, _npy_start(head), most=1, is_certain=True)
+
+    def _pickles(self, file: MappedFile, place: str, name: str, depth: int) -> None:
+        tail = file.data[file.size - 1 : file.size]
+        is_certain = is_pickle(file.data[: min(file.size, MAX_PICKLE_HEAD)], tail)
+        legacy = legacy_start(file) if file.data[:1] in (b"\x80", b"L") else None
+        most = _LEGACY_PICKLES if legacy else _MAX_PICKLES
+        self._follow(file, place, depth, legacy or 0, most=most, is_certain=is_certain)
+
+    def _follow(
+        self, file: MappedFile, place: str, depth: int, at: int, *, most: int, is_certain: bool
+    ) -> None:
+        """Follow one pickle after the other, as far as a loader may go."""
+        for _ in range(most):
+            found = trace(file.data, at, file.size, self._budget)
+            self._judge(found, file, place, depth, is_certain=is_certain)
+            at = found.stop
+            if found.fault or at >= file.size:
+                return
+            if most == _MAX_PICKLES and not _PROTOCOL.match(file.data[at : at + 2]):
+                return
+
+    def _records(self, file: MappedFile, place: str, kind: str) -> None:
+        """Pickles of torch's first format, between which there are sizes and storages."""
+        self._scanned["pickle"] += 1
+        at = 0
+        for number in range(_MAX_PICKLES):
+            found = trace(file.data, at, file.size, self._budget)
+            self._judge(found, file, place, _MAX_NESTED, is_certain=True)
+            at = found.stop
+            if found.fault or at >= file.size:
+                return
+            if number and kind == "storages":
+                itemsize = max((_itemsize(name) for name in found.uses), default=0)
+                at += 8 + itemsize * int.from_bytes(file.data[at : at + 8], "little")
+            elif number:
+                at += 16 + 16 * int.from_bytes(file.data[at : at + 4], "little")
+            if at >= file.size:
+                return
+
+    def _judge(self, found: Trace, file: MappedFile, place: str, depth: int, *, is_certain: bool) -> None:
+        """Make findings of what a pickle does."""
+        for use in found.uses.values():
+            severity, why = _verdict(use)
+            if is_certain or found.fault is None or severity == "dangerous":
+                self._add(
+                    Finding(severity, "pickle-name", place, use.offset, use.name, f"{why}; {_ways(use)}")
+                )
+        if is_certain:
+            for what, at in found.oddities.items():
+                self._add(Finding("suspicious", "pickle-unclear", place, at, "import", what))
+            if found.fault is not None:
+                why, at = found.fault
+                self._add(
+                    Finding("suspicious", "pickle-unclear", place, at, "pickle", f"cannot be followed: {why}")
+                )
+            if found.omitted:
+                why = counted(found.omitted, "more name", "are")
+                self._add(Finding("suspicious", "pickle-unclear", place, None, "pickle", f"{why} not listed"))
+        for held in found.held:
+            self._file(_part(file, held), f"{place or file.path.name}, at {held.start}", "", depth + 1)
+
+    # -- others --------------------------------------------------------------------------------------------
+
+    def _hdf5(self, file: MappedFile, place: str, name: str, depth: int) -> None:
+        for finding in scan_graphs.hdf5(Hdf5File(file), place, self._budget):
+            self._add(finding)
+
+    def _onnx(self, file: MappedFile, place: str, name: str, depth: int) -> None:
+        for finding in scan_graphs.onnx(file, place, self._budget):
+            self._add(finding)
+
+    def _saved_model(self, file: MappedFile, place: str, name: str, depth: int) -> None:
+        for finding in scan_graphs.saved_model(file, place):
+            self._add(finding)
+
+    def _json(self, file: MappedFile, place: str, name: str, depth: int) -> None:
+        if file.data.find(b'"class_name"', 0, file.size) < 0:
+            return
+        if file.size > _MAX_TEXT:
+            raise ValueError(f"more than {_MAX_TEXT} bytes")
+        text = file.data[: file.size].decode("utf-8", "replace")
+        for finding in scan_graphs.keras_config(text, place, self._budget):
+            self._add(finding)
+
+
+# -- judgement ---------------------------------------------------------------------------------------------
+
+
+def _verdict(use: Use) -> tuple[Severity, str]:
+    """How severe it is that a pickle uses a name, and why."""
+    does = what_it_does(use.name)
+    if does is not None:
+        return "dangerous", does
+    if pickle_trace.ALTERED in use.ways:
+        return "suspicious", "what it names is changed itself, for everything that uses it"
+    if use.name == _UNPACKS and use.holds:
+        return "harmless", "loads bytes that are looked through as well"
+    if use.name in UNDERSTOOD or builds_a_value(use.name):
+        return "harmless", "builds a value"
+    if use.name.startswith(("__torch__.", "torch.jit._pickle.")):
+        return "harmless", "of TorchScript, which runs in torch's own interpreter"
+    called = pickle_trace.CALLED in use.ways or pickle_trace.MADE in use.ways
+    return "suspicious", f"imports{' and calls' * called} code that is not known here"
+
+
+def _ways(use: Use) -> str:
+    ways = []
+    for way, at in use.ways.items():
+        called = way in (pickle_trace.CALLED, pickle_trace.MADE) and use.arguments
+        ways.append(f"{way} at {at}" + (f" with {use.arguments}" if called else ""))
+    return ", ".join(ways)
+
+
+# -- helpers -----------------------------------------------------------------------------------------------
+
+
+def _under(place: str, name: str) -> str:
+    name = name[:_SHOWN]
+    return f"{place}:{name}" if place else name
+
+
+def _part(file: MappedFile, held: Held) -> MappedFile:
+    """What a pickle holds; in a text, each character is a byte."""
+    if not held.coding:
+        return MappedPart(file, held.start, held.stop - held.start)
+    raw = file.data[held.start : min(held.stop, held.start + _MAX_UNPACKED)]
+    return _InMemory(file.path, pickle_trace.decoded(raw, held.coding))
+
+
+def _is_tar(head: bytes) -> bool:
+    try:
+        TarInfo.frombuf(head.ljust(TAR_BLOCK, b"\0"), "utf-8", "surrogateescape")
+    except HeaderError:
+        return False
+    return True
+
+
+def _read(stream: Any, most: int) -> bytes:
+    """What can be unpacked, no more than some bytes."""
+    raw = bytearray()
+    with suppress(EOFError, OSError, ValueError, zlib.error):
+        while len(raw) < most and (piece := stream.read(min(256 << 10, most - len(raw)))):
+            raw += piece
+    return bytes(raw)
+
+
+def _npy_start(head: bytes) -> int:
+    """Where the elements of an array begin."""
+    if head[6:7] == b"\1":
+        return 10 + int.from_bytes(head[8:10], "little")
+    return 12 + int.from_bytes(head[8:12], "little")
+
+
+def _holds_objects(head: bytes) -> bool:
+    """Whether an array is one of Python objects, which are pickled behind its header."""
+    return re.search(rb"""['"][|<>=]?O\d*['"]""", head[: _npy_start(head)]) is not None
+
+
+def _itemsize(name: str) -> int:
+    try:
+        dtype = storage_dtype(GlobalName(name))
+    except ValueError:
+        return 0
+    return DTYPES[dtype or "uint8"].itemsize if (dtype or "uint8") in DTYPES else 0
