@@ -27,13 +27,14 @@ from ckptkit.compare import scan_graphs
 from ckptkit.compare.security import SEVERITIES, Finding, SecurityReport, Severity
 from ckptkit.formats import pickle_trace
 from ckptkit.formats.base import HDF5_MARK, PACKERS, Sample
+from ckptkit.formats.builtin import BUILT_IN
 from ckptkit.formats.hdf5_reader import Hdf5File
 from ckptkit.formats.mapped_file import MappedFile, MappedPart
 from ckptkit.formats.members import DEFAULT_LIMITS, unsafe_name
 from ckptkit.formats.onnx import is_onnx
 from ckptkit.formats.pickle_machine import GlobalName
 from ckptkit.formats.pickle_names import builds_a_value, what_it_does
-from ckptkit.formats.pickle_trace import Held, Trace, Use, trace
+from ckptkit.formats.pickle_trace import PICKLE_ENDINGS, Held, Trace, Use, trace
 from ckptkit.formats.protobuf_wire import WireError
 from ckptkit.formats.tar import TAR_BLOCK, TarStream, decompressed, tar_entries
 from ckptkit.formats.torch_pickle import UNDERSTOOD, storage_dtype
@@ -45,19 +46,6 @@ _MAX_FILES, _MAX_FOLDERS = 20_000, 32
 _MAX_NESTED = 6
 _MAX_UNPACKED = 64 << 20
 _NPY_MARK = b"\x93NUMPY"
-_PICKLES = (
-    ".pkl",
-    ".pickle",
-    ".pt",
-    ".pth",
-    ".bin",
-    ".ckpt",
-    ".dat",
-    ".data",
-    ".joblib",
-    ".pdparams",
-    ".pdopt",
-)
 _LEGACY_PICKLES = 4
 """Pickles after the magic number of a legacy file of torch: version, system, object, storages."""
 _UNPACKS = "torch.storage._load_from_bytes"
@@ -192,11 +180,11 @@ class _Scan:
             return "HDF5 file", _Scan._hdf5
         if head[257:262] == b"ustar" or head.startswith(tuple(PACKERS.values())):
             return "archive", _Scan._tar
-        if is_pickle(head, file.data[file.size - 1 : file.size]) or name.lower().endswith(_PICKLES):
+        if is_pickle(head, file.data[file.size - 1 : file.size]) or name.lower().endswith(PICKLE_ENDINGS):
             return "pickle", _Scan._pickles
         if name == "saved_model.pb" or name.endswith(".pb"):
             return "TensorFlow graph", _Scan._saved_model
-        if name.endswith(".onnx") or is_onnx(Sample(file.path, head)):
+        if name.endswith(tuple(BUILT_IN["onnx"].endings)) or is_onnx(Sample(file.path, head)):
             return "ONNX model", _Scan._onnx
         if name.endswith(".json") and head.lstrip()[:1] == b"{":
             return "JSON text", _Scan._json
@@ -232,7 +220,9 @@ class _Scan:
             if stat.S_ISLNK(mode) and entry.size < _MAX_LINK:
                 link = b"".join(contents(file, entry)).decode(errors="replace")
             self._member(_under(place, entry.name), entry.name, link or None)
-            if not entry.size or (entry.name.startswith(storages) and not entry.name.endswith(_PICKLES[0])):
+            if not entry.size or (
+                entry.name.startswith(storages) and not entry.name.endswith(PICKLE_ENDINGS[0])
+            ):
                 continue
             if entry.method == STORED:
                 self._content(MappedPart(file, entry.offset, entry.size), place, entry.name, depth)
@@ -293,7 +283,9 @@ class _Scan:
             size = file.size - start if flags & 8 or packed > file.size - start else packed
             self._member(_under(place, name), name)
             self._budget.spend(steps=64)
-            if not size or not (name.endswith(_PICKLES) or is_pickle(file.data[start : start + 64], b"")):
+            if not size or not (
+                name.endswith(PICKLE_ENDINGS) or is_pickle(file.data[start : start + 64], b"")
+            ):
                 continue
             if method == STORED:
                 self._content(MappedPart(file, start, size), place, name, depth)

@@ -18,6 +18,9 @@ from typing import Any, Final
 
 from ckptkit.base.budget import Budget
 
+PICKLE_ENDINGS = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib", ".pdparams", ".pdopt")
+"""Endings of files that may be pickles though they do not begin as one that a pickler wrote."""
+
 _MAX_TEXT = 2000
 """Longer texts are no names; only their place is kept."""
 _HEAD = 64
