@@ -376,6 +376,63 @@ def test_keras_against_torch(fault: Any, stage: str, kind: str | None, words: st
     told(report, stage, kind, words)
 
 
+PADDED = 'x = layers.Conv2D(16, 5, strides=2, name="stem")(ops.pad(images, [(0, 0), (2, 2), (2, 2), (0, 0)]))'
+IN_KERAS: dict[str, tuple[Replaced, str, str | None, str]] = {
+    "epsilon of LayerNorm": (
+        (("epsilon=1e-3", "epsilon=1e-5"),),
+        *("ln", "epsilon", "epsilon 1e-3 instead of 1e-5 in ln on the right"),
+    ),
+    "tanh GELU": (
+        (("approximate=False", "approximate=True"),),
+        *("mlp", "activation", "the other GELU (exact for tanh, tanh for exact) on the right"),
+    ),
+    "symmetric padding by hand": (
+        (
+            (
+                'x = layers.Conv2D(16, 5, strides=2, padding="same", name="stem")(images)\n    x',
+                f"{PADDED}\n    x",
+            ),
+        ),
+        *("stem", "padding", "symmetric padding instead of SAME in stem on the left"),
+    ),
+    "queries and keys swapped": (
+        (("q, k, v = (", "k, q, v = ("),),
+        *("attention", "swapped", "attention/q and attention/k swapped on the right"),
+    ),
+    "BatchNorm in training mode": (
+        (('name="norm")(x))', 'name="norm")(x, training=True))'),),
+        *("norm", "batch norm", "moving statistics instead of those of the batch in norm on the right"),
+    ),
+    "slope of LeakyReLU": (
+        (("LeakyReLU(0.2", "LeakyReLU(0.3"),),
+        *("act", "activation", "slope 0.2 instead of 0.3 in act on the right"),
+    ),
+    "number of heads": ((("heads=2", "heads=4"),), "attention", None, ""),
+    "order of a flat map": (
+        (
+            ("layers.Flatten()(layers", "layers.Flatten()(layers.Permute((3, 1, 2))(layers"),
+            ("(4)(x))", "(4)(x)))"),
+        ),
+        *("context", None, ""),
+    ),
+    "axis of softmax": ((("axis=-1)", "axis=-2)"),), "attention", None, ""),
+    "base of RoPE": ((("base=10000.0", "base=500.0"),), "attention", None, ""),
+}
+
+
+@pytest.mark.parametrize(("fault", "stage", "kind", "words"), IN_KERAS.values(), ids=IN_KERAS.keys())
+def test_torch_against_keras(fault: Replaced, stage: str, kind: str | None, words: str, folder: Path):
+    pytest.importorskip("tensorflow")
+    text = (folder / "keras_nets.py").read_text()
+    for old, new in fault:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    (folder / "port.py").write_text(text)
+    port = side("keras", "port:Net", checkpoint="net.pth", rules="to_keras.yaml")
+    stages = {name: name.replace(".", "/") for name in STAGES}
+    told(prove_case(write_case(folder, REFERENCE, port, stages=stages)), stage, kind, words)
+
+
 @pytest.mark.parametrize("left", ["torch", "keras"])
 @pytest.mark.parametrize("recorded", [False, True])
 def test_queries_are_a_stage_and_keys_are_not(left: str, recorded: bool, folder: Path):
