@@ -276,7 +276,7 @@ class Workspace:
             raise NetworkError(f"{shown}: --offline forbids asking its server", hint=DOWNLOAD)
         if is_repository(url):
             repository, names = self.ranged.repository(url)
-            url = f"{repository}/{chosen_of(shown, names)}"
+            return Located(FarPath(repository, self.ranged) / chosen_of(shown, names))
         return Located(FarPath(url, self.ranged))
 
     def _source_of(self, entry: Entry) -> Located | None:

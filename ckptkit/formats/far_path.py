@@ -13,6 +13,7 @@ import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote, unquote
 
 from ckptkit.base.urls import without_secrets
 
@@ -90,8 +91,8 @@ class FarPath(_Path):
 
     @property
     def name(self) -> str:
-        """The last part of the URL's path."""
-        return self._before_query.rpartition("/")[2]
+        """The last part of the URL's path, as a file system would have it."""
+        return unquote(self._before_query.rpartition("/")[2])
 
     @property
     def parent(self) -> Self:
@@ -103,7 +104,8 @@ class FarPath(_Path):
         return self.parent / name
 
     def __truediv__(self, name: str | os.PathLike[str]) -> Self:
-        return self._with(f"{self._before_query.rstrip('/')}/{os.fspath(name)}")
+        # What a file says of its neighbours leads nowhere else on its server.
+        return self._with(f"{self._before_query.rstrip('/')}/{quote(os.fspath(name))}")
 
     # -- what a file system would say ------------------------------------------------------------------------
 

@@ -59,7 +59,7 @@ class RangedFiles:
     """Files on servers by their URLs, each opened once."""
 
     def __init__(self, policy: Policy | None = None, notes: Say = say_nothing) -> None:
-        self._policy = policy or Policy()
+        self._policy = policy or Policy(retries=2)  # nobody waits for a list as for a download
         self._stack = contextlib.ExitStack()
         self._opener = self._stack.enter_context(url_opener(self._policy, notes))
         self._files: dict[str, RangedFile | None] = {}

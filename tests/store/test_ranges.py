@@ -20,7 +20,14 @@ from ckptkit.formats.detect import open_reader
 from ckptkit.formats.far_path import FarPath
 from ckptkit.store.ranges import RangedFiles, requested_url
 from tests.support.commands import runner
-from tests.support.foreign_files import gguf_file
+from tests.support.foreign_files import (
+    flax_array,
+    gguf_file,
+    msgpack,
+    onnx_graph,
+    onnx_model,
+    onnx_tensor,
+)
 from tests.support.http_server import Answer, FaultServer, Request, cut, header, redirect, status
 from tests.support.running import registry_file
 from tests.support.s3_server import BUCKET, s3_server
@@ -189,6 +196,25 @@ def as_gguf(path: Path) -> Path:
     return path
 
 
+def as_legacy_torch(path: Path) -> Path:
+    import torch
+
+    saved = {name: torch.from_numpy(array) for name, array in arrays().items()}
+    torch.save(saved, path, _use_new_zipfile_serialization=False)
+    return path
+
+
+def as_onnx(path: Path) -> Path:
+    tensors = [onnx_tensor(name, array) for name, array in arrays().items()]
+    path.write_bytes(onnx_model(onnx_graph(tensors)))
+    return path
+
+
+def as_flax(path: Path) -> Path:
+    path.write_bytes(msgpack({"params": {name: flax_array(array) for name, array in arrays().items()}}))
+    return path
+
+
 def as_keras(path: Path) -> Path:
     return _converted(path, "keras")
 
@@ -209,6 +235,10 @@ FORMATS = {
     "m.npz": (as_npz, 44),  # each array has a header of its own
     "m.gguf": (as_gguf, 2),
     "m.weights.h5": (as_keras, 8),
+    # what describes a tensor is beside its values, so each costs a request
+    "legacy.pth": (as_legacy_torch, 44),
+    "m.onnx": (as_onnx, 44),
+    "m.msgpack": (as_flax, 44),
 }
 
 
@@ -484,6 +514,8 @@ def test_a_far_path_is_a_path():
     assert str(beside) == "https://a.org/x/m.ckpt.data-00000-of-00001"
     assert beside._url == "https://me:pw@a.org/x/m.ckpt.data-00000-of-00001?sig=1"
     assert str(path.parent / "n") == "https://a.org/x/n"
+    assert (path.parent / "%2e%2e/a b?c#d")._url == "https://me:pw@a.org/x/%252e%252e/a%20b%3Fc%23d?sig=1"
+    assert (path.parent / "a b").name == "a b"
     assert list(path.parent.glob("*")) == []
     with pytest.raises(FileNotFoundError):
         path.stat()
