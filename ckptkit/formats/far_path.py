@@ -107,6 +107,18 @@ class FarPath(_Path):
         # What a file says of its neighbours leads nowhere else on its server.
         return self._with(f"{self._before_query.rstrip('/')}/{quote(os.fspath(name))}")
 
+    def with_suffix(self, suffix: str) -> Self:
+        """A file beside this one with another end of its name."""
+        return self.with_name(f"{self.stem}{suffix}")
+
+    def absolute(self) -> Self:
+        """The same: a URL is absolute."""
+        return self
+
+    def resolve(self, strict: bool = False) -> Self:
+        """The same: there are no links."""
+        return self
+
     # -- what a file system would say ------------------------------------------------------------------------
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:

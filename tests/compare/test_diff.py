@@ -739,3 +739,25 @@ def test_a_shape_that_does_not_fit_is_never_compared(op, shape):
     binding = Binding("w", (0,), "w", (0,), OPS[op], True, "body")
     seat = AlignedTensor.canonical(TensorSpec("w", FLOAT32, shape), binding)
     assert (seat.op, seat.shape) == (None, shape)
+
+
+def test_names_only_reads_no_value(tmp_path):
+    one, other = np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32)
+    a = write(tmp_path / "a.safetensors", {"same": one, "values": one, "shape": one, "dtype": one, "a": one})
+    changed = {"shape": one.T.copy(), "dtype": one.astype(np.float16), "b": one}
+    b = write(tmp_path / "b.npz", {"same": one, "values": other, **changed}, "npz")
+
+    found = compare_files(a, b, names_only=True)
+
+    assert [(one.name, one.kind) for one in found.changed] == [("dtype", "dtype"), ("shape", "shape")]
+    assert ([one.name for one in found.only_a], [one.name for one in found.only_b]) == (["a"], ["b"])
+    assert (found.identical, found.to_json()["names_only"]) == (2, True)
+    ignored = compare_files(a, b, names_only=True, ignore_dtype=True)
+    assert [one.name for one in ignored.changed] == ["shape"]
+
+
+def test_names_only_through_the_architecture(moat):
+    found = compare_files(moat / "model.ckpt", moat / "torch-torch.pth", names_only=True)
+    assert found.same
+    assert found.verdict.startswith("same names, shapes and types: ")
+    assert "values not compared" in found.verdict

@@ -235,6 +235,21 @@ def test_a_format_without_checksums_says_so_under_deep(tmp_path):
     assert check_of(report, "container").detail.endswith("it stores no checksums of its tensors")
 
 
+def test_structure_reads_no_value(tmp_path):
+    """Values that are no numbers are not noticed, an absent tensor is."""
+    prefix = write_tiny(tmp_path / "m", set_at(KERNEL, math.nan))
+
+    report = verify_checkpoint(Located(prefix, ENTRY), structure=True)
+
+    assert statuses(report) == SOUND | {"values": "skipped"}
+    lacking = write_tiny(tmp_path / "b", remove(KERNEL))
+    assert (
+        statuses(verify_checkpoint(Located(lacking, ENTRY), structure=True))["names and shapes"] == "failed"
+    )
+    with pytest.raises(UsageError, match="--structure"):
+        verify_checkpoint(Located(prefix), structure=True, deep=True)
+
+
 def test_progress_covers_every_byte(tmp_path):
     shown = {}
 

@@ -307,6 +307,21 @@ def test_a_zip_whose_members_overlap_is_refused_from_afar_too(server):
         ckptkit.inspect(url)
 
 
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"<!DOCTYPE html><title>Sign in</title>", "HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
+        (b"hello", "text"),
+        (bytes(1000), "zero"),
+    ],
+)
+def test_what_is_no_checkpoint_is_named(server, body, says):
+    with pytest.raises(FormatError) as caught:
+        ckptkit.inspect(server.serve("/m", body))
+    assert says.lower() in str(caught.value).lower()
+
+
 # -- what servers do -----------------------------------------------------------------------------------------
 
 
@@ -516,6 +531,8 @@ def test_a_far_path_is_a_path():
     assert str(path.parent / "n") == "https://a.org/x/n"
     assert (path.parent / "%2e%2e/a b?c#d")._url == "https://me:pw@a.org/x/%252e%252e/a%20b%3Fc%23d?sig=1"
     assert (path.parent / "a b").name == "a b"
+    assert str(path.with_suffix(".meta")) == "https://a.org/x/m.ckpt.meta"
+    assert path.absolute() is path.resolve() is path
     assert list(path.parent.glob("*")) == []
     with pytest.raises(FileNotFoundError):
         path.stat()
