@@ -214,6 +214,9 @@ def requested_url(url: str) -> str:
     'https://huggingface.co/org/name/resolve/v1/model.safetensors'
     """
     found = _HUB.fullmatch(url)
+    if found is None and url.lower().startswith("hf://"):
+        example = "hf://org/name@revision/file"
+        raise UsageError(f"{without_secrets(url)} names no repository", hint=f"the form is {example}")
     if found is None or not found["file"]:
         return url
     revision = quote(found["revision"] or "main", safe="%")

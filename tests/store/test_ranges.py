@@ -469,6 +469,8 @@ def test_a_repository_of_several_checkpoints_asks_which(hub, run):
         ckptkit.inspect("hf://org/name")
     with pytest.raises(NetworkError, match="404"):
         ckptkit.inspect("hf://org/other")
+    with pytest.raises(UsageError, match="names no repository"):
+        ckptkit.inspect("hf://org")
 
 
 def test_the_plain_address_of_a_file_on_the_hub(monkeypatch):
