@@ -22,6 +22,8 @@ from tests.support.running import finish, start
 
 ENDINGS = {"safetensors": ".safetensors", "keras": ".weights.h5", "dcp": ".dcp"}
 
+NEEDS_FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a child made by fork")
+
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Runner:
@@ -105,14 +107,30 @@ def test_nothing_has_its_name_before_the_last_shard(
     assert done.out.strip().endswith({"safetensors": ".index.json", "keras": ".h5", "dcp": ".dcp"}[to])
 
 
-def killed_at(arguments: list[str], folder: Path, step: int) -> bool:
+WRITES = """
+import os, signal
+
+counted, real = [int(os.environ["STEP"])], os.pwrite
+
+def pwrite(*arguments):
+    if not counted[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    counted[0] -= 1
+    return real(*arguments)
+
+os.pwrite = pwrite
+"""
+"""Kills the process just before its n-th write into a file."""
+
+
+def killed_at(arguments: list[str], folder: Path, step: int, prelude: str = STEPS) -> bool:
     """Run a process that is killed before its n-th change of a name in a folder; returns whether it was."""
     child = os.fork()
     if not child:  # without the second that a new process takes to begin
         code = 1
         try:
             os.environ |= {"STEP": str(step), "FOLDER": str(folder)}
-            exec(STEPS, {})
+            exec(prelude, {})
             with contextlib.suppress(SystemExit):
                 main(arguments)
             code = 0
@@ -123,6 +141,7 @@ def killed_at(arguments: list[str], folder: Path, step: int) -> bool:
     return os.WIFSIGNALED(status)
 
 
+@NEEDS_FORK
 @pytest.mark.parametrize(
     "kind",
     [
@@ -168,6 +187,21 @@ def test_killed_before_every_change_of_a_name(run: Runner, source: Path, tmp_pat
         step += 1
     assert step > 4
     assert {"new"} < seen
+
+
+@NEEDS_FORK
+@pytest.mark.parametrize("to", ENDINGS)
+@pytest.mark.parametrize("write", [0, 2, 9, 16])
+def test_killed_while_it_writes(run: Runner, source: Path, tmp_path: Path, to: str, write: int) -> None:
+    """The first of two processes; the second one finds that shards are missing, whenever it runs."""
+    folder = tmp_path / "several"
+    first, second = (command(source, folder, to, "--shard", f"{number}/2") for number in (1, 2))
+    assert killed_at(first, folder, write, WRITES)
+    assert all(path.name.startswith(".ckptkit-shards-") for path in folder.iterdir())
+    assert run(*second).code == 0
+    assert all(path.name.startswith(".ckptkit-shards-") for path in folder.iterdir())
+    assert run(*first).code == 0
+    assert files(folder) == one_process(run, source, tmp_path / "one", to)
 
 
 def test_shards_of_another_source_are_not_mixed_in(run: Runner, source: Path, tmp_path: Path) -> None:
