@@ -90,7 +90,7 @@ class RangedFiles:
         """A repository on the Hugging Face hub at its commit of now, and the names of its files."""
         found = _HUB.fullmatch(url)
         assert found is not None
-        revision = quote(found["revision"] or "main", safe="")
+        revision = quote(found["revision"] or "main", safe="%")  # a slash in it comes as %2F
         described = f"{_hub()}/api/{found['kind'] or 'models/'}{found['repository']}/revision/{revision}"
         with _translated(url):
             text = _retried(self._policy, lambda: self._document(described))

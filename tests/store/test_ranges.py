@@ -436,7 +436,7 @@ def hub(server, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     names = ["config.json", "model.safetensors", "pytorch_model.bin", "optimizer.pt"]
     listing = {"sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
-    for revision in ("main", "v1.0"):
+    for revision in ("main", "v1.0", "refs%2Fpr%2F1"):
         server.serve(f"/api/models/org/name/revision/{revision}", json.dumps(listing).encode())
     for revision in (COMMIT, "main", "v1.0"):
         body = save({f"at.{revision[:4]}": np.zeros(3, "f4")})
@@ -449,6 +449,7 @@ def hub(server, monkeypatch):
     [
         ("hf://org/name", "at.0123"),
         ("hf://org/name@v1.0", "at.0123"),
+        ("hf://org/name@refs%2Fpr%2F1", "at.0123"),
         ("hf://org/name/model.safetensors", "at.main"),
         ("hf://org/name@v1.0/model.safetensors", "at.v1.0"),
     ],
@@ -505,9 +506,12 @@ def test_an_entry_that_is_not_fetched(server, run, tmp_path):
     assert (found.code, "far-one is not in the cache; reading the header of" in found.err) == (0, True)
     assert [request.path for request in server.requests][:2] == ["/gone.safetensors", "/m.safetensors"]
     server.requests.clear()
-    for words in (("--offline", "inspect"), ("inspect", "--stats"), ("verify",)):
+    for words in (("--offline", "inspect"), ("inspect", "--stats"), ("verify",), ("inspect", "--security")):
         found = run("--registry", overlay(good), *words, "far-one")
         assert (found.code, "far-one is not in the cache" in found.err) == (3, True)
+    same = run("--registry", overlay(good), "diff", "far-one", good, "--names-only")
+    assert (same.code, "same names, shapes and types: 1 tensor" in same.out) == (0, True)
+    server.requests.clear()
     found = run("--registry", overlay(archive), "inspect", "far-one")
     assert "ckptkit fetch far-one" in found.err
     assert server.requests == []
