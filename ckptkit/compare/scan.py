@@ -19,7 +19,7 @@ from tarfile import HeaderError, TarInfo
 from typing import Any, BinaryIO
 
 from ckptkit.base.budget import Budget
-from ckptkit.base.errors import FormatError, NotFoundError
+from ckptkit.base.errors import FormatError, MissingDependencyError, NotFoundError
 from ckptkit.base.files import storage_error
 from ckptkit.base.tensors import DTYPES
 from ckptkit.base.text import counted
@@ -28,6 +28,7 @@ from ckptkit.compare.security import SEVERITIES, Finding, SecurityReport, Severi
 from ckptkit.formats import pickle_trace
 from ckptkit.formats.base import HDF5_MARK, PACKERS, Sample
 from ckptkit.formats.builtin import BUILT_IN
+from ckptkit.formats.dcp import ENDING
 from ckptkit.formats.hdf5_reader import Hdf5File
 from ckptkit.formats.mapped_file import MappedFile, MappedPart
 from ckptkit.formats.members import DEFAULT_LIMITS, unsafe_name
@@ -39,7 +40,17 @@ from ckptkit.formats.protobuf_wire import WireError
 from ckptkit.formats.tar import TAR_BLOCK, TarStream, decompressed, tar_entries
 from ckptkit.formats.torch_pickle import UNDERSTOOD, storage_dtype
 from ckptkit.formats.torch_reader import MAX_PICKLE_HEAD, is_pickle, legacy_start
-from ckptkit.formats.zip import DEFLATED, LOCAL, LOCAL_MAGIC, STORED, ZipEntry, contents, read_directory
+from ckptkit.formats.zip import (
+    DEFLATED,
+    END,
+    END_MAGIC,
+    LOCAL,
+    LOCAL_MAGIC,
+    STORED,
+    ZipEntry,
+    contents,
+    read_directory,
+)
 
 _MAX_FINDINGS = 5000
 _MAX_FILES, _MAX_FOLDERS = 20_000, 32
@@ -55,6 +66,16 @@ _MAX_LOCAL, _MAX_LINK, _MAX_TEXT, _HEAD = 10_000, 4096, 16 << 20, 4096
 _SHOWN = 200
 _RECORDS = frozenset({"storages", "tensors"})
 """Members of torch's first format, a tar, that are pickles with other bytes between them."""
+_PACKED = {
+    b"7z\xbc\xaf\x27\x1c": "7-Zip archive",
+    b"Rar!\x1a\x07": "RAR archive",
+    b"\x04\x22\x4d\x18": "LZ4 file",
+    b"]\0\0": "LZMA file",
+}
+_ZLIB_LEVELS = (b"\x01", b"\x5e", b"\x9c", b"\xda")
+_OF_NUMBERS = frozenset({"", "pickle", "packed file", "ONNX model"})
+"""What the bytes of a storage can look like by chance."""
+_END_BYTES = END.size + 0xFFFF
 _PROTOCOL = re.compile(rb"\x80[\x00-\x05]")
 
 
@@ -159,15 +180,25 @@ class _Scan:
             return
         head = file.data[: min(file.size, MAX_PICKLE_HEAD)]
         kind, look = self._kind(file, head, name)
-        if look is None:
-            return
+        packer = next((what for mark, what in _PACKED.items() if head.startswith(mark)), None)
+        if packer is not None:
+            self._not_scanned(place, packer, "is packed in a way that is not looked into")
+        if depth == 0 and kind != "zip archive" and _ends_as_zip(file):  # which is where some programs begin
+            self._look("zip archive", _Scan._zip, file, place, name, depth=depth)
+        if look is not None:
+            self._look(kind, look, file, place, name, depth=depth)
+        elif depth == 0 and packer is None:
+            self._pickles(file, place, name, depth)
+
+    def _look(self, kind: str, look: _Look, file: MappedFile, place: str, name: str, *, depth: int) -> None:
+        """Look into a file of a known kind."""
         if depth > _MAX_NESTED:
             self._not_scanned(place, kind, "inside too many other files")
             return
         self._scanned[kind] += 1
         try:
             look(self, file, place, name, depth)
-        except (FormatError, WireError, ValueError) as error:
+        except (FormatError, WireError, ValueError, MissingDependencyError) as error:
             reason = error.reason if isinstance(error, FormatError) else str(error)
             self._not_scanned(place, kind, f"cannot be looked through: {reason}"[:500])
 
@@ -180,6 +211,8 @@ class _Scan:
             return "HDF5 file", _Scan._hdf5
         if head[257:262] == b"ustar" or head.startswith(tuple(PACKERS.values())):
             return "archive", _Scan._tar
+        if head[:1] == b"x" and head[1:2] in _ZLIB_LEVELS and not int.from_bytes(head[:2], "big") % 31:
+            return "packed file", _Scan._zlib
         if is_pickle(head, file.data[file.size - 1 : file.size]) or name.lower().endswith(PICKLE_ENDINGS):
             return "pickle", _Scan._pickles
         if name == "saved_model.pb" or name.endswith(".pb"):
@@ -208,8 +241,12 @@ class _Scan:
         try:
             entries = read_directory(file).entries
         except FormatError as error:
-            self._not_scanned(place, "zip archive", f"programs may read it differently: {error.reason}"[:500])
-            self._local_members(file, place, depth)
+            in_a_row = name.endswith(ENDING)  # archives one after the other
+            if not in_a_row:
+                self._not_scanned(
+                    place, "zip archive", f"programs may read it differently: {error.reason}"[:500]
+                )
+            self._local_members(file, place, in_a_row=in_a_row)
             return
         roots = {one.removesuffix("data.pkl") for one in entries if one.endswith("/data.pkl")}
         storages = tuple(f"{root}data/" for root in roots)
@@ -220,9 +257,7 @@ class _Scan:
             if stat.S_ISLNK(mode) and entry.size < _MAX_LINK:
                 link = b"".join(contents(file, entry)).decode(errors="replace")
             self._member(_under(place, entry.name), entry.name, link or None)
-            if not entry.size or (
-                entry.name.startswith(storages) and not entry.name.endswith(PICKLE_ENDINGS[0])
-            ):
+            if not entry.size or (entry.name.startswith(storages) and self._is_numbers(file, entry)):
                 continue
             if entry.method == STORED:
                 self._content(MappedPart(file, entry.offset, entry.size), place, entry.name, depth)
@@ -230,6 +265,13 @@ class _Scan:
                 self._packed(file, entry, place, depth)
             else:
                 self._not_scanned(_under(place, entry.name), entry.name, "is encrypted or packed unusually")
+
+    def _is_numbers(self, file: MappedFile, entry: ZipEntry) -> bool:
+        """Whether a storage of torch, which can begin with any bytes, is nothing that others would open."""
+        if entry.method != STORED or entry.name.endswith(PICKLE_ENDINGS):
+            return False
+        inner = MappedPart(file, entry.offset, entry.size)
+        return self._kind(inner, inner.data[: min(inner.size, MAX_PICKLE_HEAD)], "")[0] in _OF_NUMBERS
 
     def _content(self, file: MappedFile, place: str, name: str, depth: int) -> None:
         """Look into a member."""
@@ -264,7 +306,7 @@ class _Scan:
         kind, look = self._kind(file, file.data[:MAX_PICKLE_HEAD], last)
         return look is not None and (kind != "NumPy file" or _holds_objects(file.data[:_HEAD]))
 
-    def _local_members(self, file: MappedFile, place: str, depth: int) -> None:
+    def _local_members(self, file: MappedFile, place: str, *, in_a_row: bool) -> None:
         """Look into members by their own headers, where the directory cannot be trusted."""
         at = 0
         for _ in range(_MAX_LOCAL):
@@ -283,19 +325,37 @@ class _Scan:
             size = file.size - start if flags & 8 or packed > file.size - start else packed
             self._member(_under(place, name), name)
             self._budget.spend(steps=64)
-            if not size or not (
-                name.endswith(PICKLE_ENDINGS) or is_pickle(file.data[start : start + 64], b"")
-            ):
-                continue
-            if method == STORED:
-                self._content(MappedPart(file, start, size), place, name, depth)
-            elif method == DEFLATED:
-                self._budget.spend(nbytes=_HEAD)
-                unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-                with suppress(zlib.error):
-                    unpacked = unpacker.decompress(file.data[start : start + min(size, _MAX_TEXT)], _MAX_TEXT)
-                    self._budget.spend(nbytes=len(unpacked))
-                    self._content(_InMemory(file.path, unpacked), place, name, depth)
+            if size and not (in_a_row and "/data/" in name):
+                self._local_member(file, (start, size), place, name, is_packed=method == DEFLATED)
+
+    def _local_member(
+        self, file: MappedFile, where: tuple[int, int], place: str, name: str, *, is_packed: bool
+    ) -> None:
+        """Look into a pickle or an array; archives in it are found by the same search."""
+        start, size = where
+        inner: MappedFile = MappedPart(file, start, size)
+        if is_packed:
+            unpacked = b""
+            with suppress(zlib.error):
+                packed = file.data[start : start + min(size, _MAX_TEXT)]
+                unpacked = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, _MAX_TEXT)
+            self._budget.spend(nbytes=_HEAD + len(unpacked))
+            inner = _InMemory(file.path, unpacked)
+        last = name.rpartition("/")[2]
+        head = inner.data[: min(inner.size, MAX_PICKLE_HEAD)]
+        kind, look = self._kind(inner, head, last)
+        if inner.size and look in (_Scan._pickles, _Scan._npy):
+            self._look(kind, look, inner, _under(place, name), last, depth=_MAX_NESTED)
+
+    def _zlib(self, file: MappedFile, place: str, name: str, depth: int) -> None:
+        raw = bytearray()
+        with suppress(ValueError):
+            for piece in file.inflated(0, file.size):
+                self._budget.spend(nbytes=len(piece))
+                raw += piece
+                if len(raw) > _MAX_UNPACKED:
+                    break
+        self._file(_InMemory(file.path, bytes(raw)), _under(place, "unpacked"), name, depth + 1)
 
     def _tar(self, file: MappedFile, place: str, name: str, depth: int) -> None:
         with ExitStack() as stack:
@@ -303,7 +363,7 @@ class _Scan:
                 raw: BinaryIO = stack.enter_context(file.path.open("rb"))
             else:
                 raw = io.BytesIO(file.data[: min(file.size, _MAX_UNPACKED)])
-            head = decompressed(file.path, raw).read(TAR_BLOCK)
+            head = _read(decompressed(file.path, raw), TAR_BLOCK)
             raw.seek(0)
             if head[257:262] != b"ustar" and not _is_tar(head):
                 unpacked = _read(decompressed(file.path, raw), _MAX_UNPACKED)
@@ -342,22 +402,23 @@ class _Scan:
     def _npy(self, file: MappedFile, place: str, name: str, depth: int) -> None:
         head = file.data[: min(file.size, _HEAD)]
         if _holds_objects(head):
-            self._follow(file, place, depth, _npy_start(head), most=1, is_certain=True)
+            self._follow(file, place, name, depth, at=_npy_start(head), most=1, is_certain=True)
 
     def _pickles(self, file: MappedFile, place: str, name: str, depth: int) -> None:
         tail = file.data[file.size - 1 : file.size]
         is_certain = is_pickle(file.data[: min(file.size, MAX_PICKLE_HEAD)], tail)
         legacy = legacy_start(file) if file.data[:1] in (b"\x80", b"L") else None
         most = _LEGACY_PICKLES if legacy else _MAX_PICKLES
-        self._follow(file, place, depth, legacy or 0, most=most, is_certain=is_certain)
+        self._follow(file, place, name, depth, at=legacy or 0, most=most, is_certain=is_certain)
 
     def _follow(
-        self, file: MappedFile, place: str, depth: int, at: int, *, most: int, is_certain: bool
+        self, file: MappedFile, place: str, name: str, depth: int, *, at: int, most: int, is_certain: bool
     ) -> None:
         """Follow one pickle after the other, as far as a loader may go."""
         for _ in range(most):
             found = trace(file.data, at, file.size, self._budget)
-            self._judge(found, file, place, depth, is_certain=is_certain)
+            is_named = name.lower().endswith(PICKLE_ENDINGS) and bool(found.uses)
+            self._judge(found, file, place, depth, is_certain=is_certain or is_named)
             at = found.stop
             if found.fault or at >= file.size:
                 return
@@ -383,7 +444,7 @@ class _Scan:
                 return
 
     def _judge(self, found: Trace, file: MappedFile, place: str, depth: int, *, is_certain: bool) -> None:
-        """Make findings of what a pickle does."""
+        """Make findings of what a pickle does; of what may be other bytes, of what is plain to see."""
         for use in found.uses.values():
             severity, why = _verdict(use)
             if is_certain or found.fault is None or severity == "dangerous":
@@ -419,7 +480,7 @@ class _Scan:
             self._add(finding)
 
     def _json(self, file: MappedFile, place: str, name: str, depth: int) -> None:
-        if file.data.find(b'"class_name"', 0, file.size) < 0:
+        if max(file.data.find(mark, 0, file.size) for mark in (b'"class_name"', b"\\u00")) < 0:
             return
         if file.size > _MAX_TEXT:
             raise ValueError(f"more than {_MAX_TEXT} bytes")
@@ -470,6 +531,15 @@ def _part(file: MappedFile, held: Held) -> MappedFile:
         return MappedPart(file, held.start, held.stop - held.start)
     raw = file.data[held.start : min(held.stop, held.start + _MAX_UNPACKED)]
     return _InMemory(file.path, pickle_trace.decoded(raw, held.coding))
+
+
+def _ends_as_zip(file: MappedFile) -> bool:
+    """Whether a file ends with the end record of a zip archive and its comment."""
+    tail = file.data[max(0, file.size - _END_BYTES) : file.size]
+    at = tail.rfind(END_MAGIC)
+    return (
+        at >= 0 and at + END.size <= len(tail) and at + END.size + END.unpack_from(tail, at)[-1] == len(tail)
+    )
 
 
 def _is_tar(head: bytes) -> bool:

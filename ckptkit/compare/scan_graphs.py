@@ -191,12 +191,17 @@ _TF_OPERATIONS = {
     b"SaveV2": "writes files",
     b"PrintV2": "prints, perhaps to a file",
 }
+_MARSHALLED = b'"function_type": "lambda"'
 _OF_SAVING = frozenset({b"SaveV2"})  # which every model with a function to save itself has
 _SCRIPT = re.compile(rb"\b(?:torch\.(?:from_file|save|load)|ops\.(?!prim\b|aten\b)\w+\.\w+)")
 
 
 def saved_model(file: MappedFile, place: str) -> Iterator[Finding]:
     """Operations that touch files, by name: as texts they have their length before them."""
+    at = file.data.find(_MARSHALLED, 0, file.size)
+    if at >= 0:
+        why = "holds a marshalled Python function, which the model runs"
+        yield Finding("dangerous", "keras-code", place, at, "Lambda layer", why)
     for name, does in _TF_OPERATIONS.items():
         at = file.data.find(bytes([len(name)]) + name, 0, file.size)
         if at >= 0:

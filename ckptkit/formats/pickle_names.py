@@ -79,6 +79,7 @@ _VALUE_NAMES = """
     torch.Tensor torch.nn.parameter.UninitializedParameter
     torch._C.Generator torch.serialization._get_layout torch.dtype torch.strided
     torch.nn.parallel.data_parallel.DataParallel torch.nn.parallel.distributed.DistributedDataParallel
+    torch.distributed.checkpoint.filesystem._StorageInfo
     torch.channels_last torch.contiguous_format torch.preserve_format
     omegaconf.dictconfig.DictConfig omegaconf.listconfig.ListConfig omegaconf.base.Metadata
     omegaconf.base.ContainerMetadata omegaconf.nodes.AnyNode

@@ -9,10 +9,12 @@ import io
 import json
 import os
 import pickle
+import random
 import stat
 import tarfile
 import time
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -483,3 +485,67 @@ def test_whatever_fickling_calls_malicious_is_found(tmp_path: Path) -> None:
             seen += 1
             assert not scan_path(path).ok, name
     assert seen > 20
+
+
+HIDDEN = {
+    "zip behind other bytes": ("m.keras", b"GGUF" + zip_of(a=EVIL)),
+    "zlib": ("m.joblib", zlib.compress(EVIL)),
+    "array among storages": (
+        "m.npz",
+        zip_of(a__data_pkl=pickle.dumps(1), **{"a__data__w.npy": npy_of_objects(SYSTEM)}),
+    ),
+    "no mark and no ending": ("model", b"]0cos\nsystem\n(S'id'\ntR."),
+}
+
+
+@pytest.mark.parametrize("case", HIDDEN)
+def test_what_is_hidden_from_other_scanners(case: str, tmp_path: Path) -> None:
+    name, raw = HIDDEN[case]
+    report = scanned(tmp_path / name, raw)
+    assert report.verdict == "dangerous", report
+
+
+@pytest.mark.parametrize("raw", [b"7z\xbc\xaf\x27\x1c" + b"\0" * 99, b"Rar!\x1a\x07\0" + b"\0" * 99])
+def test_what_cannot_be_unpacked_is_suspicious(raw: bytes, tmp_path: Path) -> None:
+    assert scanned(tmp_path / "m.pkl", raw).verdict == "suspicious"
+
+
+def test_an_unknown_name_behind_an_odd_beginning(tmp_path: Path) -> None:
+    assert scanned(tmp_path / "m.pkl", b"]0cmy.evil\nrun\n)R\xff").verdict == "suspicious"
+    assert scanned(tmp_path / "labels.txt", b"cat\ndog\nmouse\n").ok
+    assert scanned(tmp_path / "weights.bin", bytes(range(256)) * 9).ok
+
+
+def test_what_libraries_write_is_harmless(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    import torch.distributed.checkpoint as dcp
+
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    torch.jit.script(model).save(tmp_path / "script.pt")
+    dcp.save({"model": model.state_dict()}, checkpoint_id=tmp_path / "dcp")
+    for path in (tmp_path / "script.pt", tmp_path / "dcp"):
+        report = scan_path(path)
+        assert report.ok, report
+        assert report.scanned["pickle"] > 1
+    assert "TorchScript" in found(scan_path(tmp_path / "script.pt"))
+
+
+def test_a_row_of_damaged_archives_ends_in_time(tmp_path: Path) -> None:
+    """Members are looked for once, not again inside what may be the rest of the file."""
+    one = zip_of(**{"a.pth": zip_of(a__data_pkl=EVIL)})
+    begin = time.process_time()
+    report = scanned(tmp_path / "m.pth", one * 200 + b"x")
+    assert time.process_time() - begin < 2.5
+    assert report.verdict == "dangerous"
+
+
+@pytest.mark.parametrize("case", HELD)
+def test_damage_is_no_fault(case: str, tmp_path: Path) -> None:
+    """Whatever is changed, a scan ends with a report."""
+    name, raw = HELD[case]
+    draw = random.Random(case)
+    for _ in range(40):
+        changed = bytearray(raw or EVIL)
+        for _ in range(draw.randint(1, 6)):
+            changed[draw.randrange(len(changed))] = draw.choice((0, 0x80, 0xFF, draw.randrange(256)))
+        scanned(tmp_path / name, bytes(changed[: draw.randint(1, len(changed))]))
