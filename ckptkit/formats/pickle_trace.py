@@ -27,7 +27,7 @@ _HEAD = 64
 _MAX_HELD = 8
 _MAX_USES = 2000
 _SHOWN, _DEPTH = 60, 3
-_OPCODE_STEPS = 8
+_OPCODE_STEPS, _CONTENT_STEPS, _NAME_STEPS = 8, 4, 12
 
 _MARK: Final = object()
 _OTHER: Final = object()
@@ -155,6 +155,7 @@ class _Tracer:
 
     def content(self, width: int, *, is_text: bool) -> Any:
         """A text or bytes after the number of its bytes."""
+        self._budget.steps -= _CONTENT_STEPS
         count = self.number(width)
         start = self.skip(count)
         held = Held(start, start + count, "utf-8" * is_text)
@@ -291,7 +292,7 @@ class _Tracer:
         if use is None:
             if name.startswith("("):
                 return
-            self._budget.spend(names=len(name))
+            self._budget.spend(names=len(name), steps=_NAME_STEPS)
             if len(self.found.uses) >= _MAX_USES:
                 self.found.omitted += 1
                 return
