@@ -222,7 +222,7 @@ def _scan(context: typer.Context, what: list[str], sarif: Path | None) -> None:
         security.refuse_other_file(sarif)
     with ExitStack() as stack:
         staged = None if sarif is None else stack.enter_context(StagedFile(sarif, force=True))
-        with several(state.output, names, "scanned", done="harmless", key="path") as work:
+        with several(state.output, names, "scanned", done="passed", key="path") as work:
             for name in names:
                 with work.one(name):
                     located = workspace.locate(name, fetch=False)
