@@ -131,7 +131,13 @@ def test_a_gate_as_the_configs_have_it_needs_no_line():
 
 
 def test_remarks_only_where_something_differs():
-    like_deeplab2 = Backbone("moat2", False, {"pool_size": 3}, "half", Path("/w.ckpt"))
+    settings = {
+        "pool_size": 3,
+        "se_activation": "swish",
+        "layer_norm_epsilon": 1e-5,
+        "input_order": "rgb",
+    }
+    like_deeplab2 = Backbone("moat2", False, settings, "half", Path("/w.ckpt"))
     remarks = consumer_of(get_family("moat")).remarks(like_deeplab2)
     assert len(remarks) == 1
     assert "BatchNorm statistics" in remarks[0]

@@ -106,7 +106,14 @@ def test_a_saved_model_appears_when_it_was_found_to_agree(tmp_path: Path):
     planned = get_target("saved-model").export(source, tmp_path / "x", ExportRequest(dry_run=True)).files
     assert {file.name for file in planned} == {file.name for file in done.files}
     assert (facts["model_type"], facts["variant"]) == ("moat", MOAT)
-    assert facts["settings"] == {"pool_size": 2, "window_size": None, "global_attention": False}
+    assert facts["settings"] == {
+        "pool_size": 2,
+        "window_size": None,
+        "global_attention": False,
+        "se_activation": "swish",
+        "layer_norm_epsilon": 1e-5,
+        "input_order": "rgb",
+    }
     assert facts["preprocessing"]["size"] == [64, 64]
     assert "source_index_sha256" in facts["provenance"]
 
