@@ -343,6 +343,21 @@ def test_the_readme_is_short_and_says_what_it_is_first():
     assert "could not be opened" in README
 
 
+def test_the_readme_counts_the_registry_as_it_is():
+    text = " ".join(README.split())
+    rows = yaml.safe_load((REPOSITORY / "registry.yaml").read_text(encoding="utf-8"))["entries"]
+    tasks = [row.get("task", "image-classification") for row in rows]
+    birds = sum(row.get("layout") == "birder" for row in rows)
+    checksums = sum(bool(row.get("sha256") or row.get("md5")) for row in rows)
+    taggers = tasks.count("multi-label-tagging")
+    classifiers = tasks.count("image-classification")
+    assert f"{len(rows)} in all" in text
+    assert f"{classifiers - birds} ImageNet classifiers, {birds} bird classifiers" in text
+    assert f"{taggers} tagger" in text
+    assert f"{len(rows) - classifiers - taggers} detectors, segmenters and pose models" in text
+    assert f"For {checksums} of the {len(rows)} the registry has a checksum" in text
+
+
 def test_the_citation_is_of_this_version():
     cited = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
     assert cited["version"] == _version.__version__

@@ -448,7 +448,7 @@ SITUATIONS: Mapping[str, Situation] = {
         "registry add new https://example.org/m.pth --checkpoint moat.pth --revision abc --file own.yaml",
         then="registry add new https://example.org/m.pth --checkpoint moat.pth --file own.yaml",
     ),
-    "checksums of what was never fetched": Situation("cache checksums moat0-224", then="list moat0-224"),
+    "checksums of what was never fetched": Situation(f"cache checksums {ID}", then=f"fetch {ID}"),
     "a synthetic detector": Situation("synth moganet-xt-coco-retinanet-1x -o detector.pth"),
     "a metric without a number": Situation(
         "registry add new https://example.org/m.pth --checkpoint moat.pth --metric mIoU=high --file own.yaml",

@@ -97,7 +97,7 @@ def fetch_command(
     file (CKPTKIT_TRUST says which) remembers what was fetched, and a file that differs later is refused. A
     file whose checksum is not known must open as a checkpoint, and fit its entry.
 
-    Examples: ckptkit fetch tiny-moat0-256 · ckptkit fetch 'moganet-xt-*' -j 2 --limit-rate 50MB
+    Examples: ckptkit fetch tiny-moat0-256 · ckptkit fetch 'moganet-xt-*-timm' -j 2 --limit-rate 50MB
     · ckptkit fetch tiny-moat0-256 --require-checksum · ckptkit fetch moganet-xt-224 --force --accept-new
     """
     from ckptkit.base.net import Policy, Throttle

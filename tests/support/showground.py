@@ -22,7 +22,10 @@ import ckptkit
 from ckptkit.models.synth import Synthetic, synthetic_for, write_checkpoint
 from ckptkit.registry.loading import load_registry
 from ckptkit.registry.schema import Entry
+from ckptkit.store.checksum_file import checksum_lines
+from ckptkit.store.lockfile import LockFile
 from tests.conftest import REPOSITORY
+from tests.support.deepspeed_files import Step
 from tests.support.http_server import FaultServer, Served, goog_hash
 
 FETCHED = ("tiny-moat0-256", "moganet-xt-224")
@@ -120,6 +123,8 @@ def prepare(folder: Path) -> Showground:
     _write_checkpoints(ground.folder)
     _write_ruled_model(ground.folder)
     _write_case(ground.folder)
+    _write_training_run(ground.folder / "run")
+    _write_checksums(ground)
     return ground
 
 
@@ -135,6 +140,20 @@ def _write_checkpoints(folder: Path) -> None:
     ckptkit.convert("tiny-moat0-256", to="safetensors", output=folder / "converted.safetensors")
     os.link(folder / "a.pth", folder / "model.pth")
     (folder / "mine.yaml").write_text("entries:\n  - id: tiny-moat0-256\n    note: ours\n", encoding="utf-8")
+
+
+def _write_training_run(folder: Path) -> None:
+    """Write what DeepSpeed's ZeRO saves on two ranks."""
+    random = np.random.default_rng(11)
+    weights = {f"net.{part}": random.normal(size=(6, 5)).astype(np.float32) for part in ("a", "b")}
+    Step(stage=2, ranks=2, groups=[weights], prefix="bf16_").write(folder, "global_step1000")
+
+
+def _write_checksums(ground: Showground) -> None:
+    """Write what the lock file knows, as 'cache checksums' does."""
+    known = LockFile(ground.trust).everything()
+    lines = "".join(f"{line}\n" for line in checksum_lines(known, sorted(known)))
+    (ground.folder / "SHA256SUMS").write_text(lines, encoding="utf-8")
 
 
 def _write_case(folder: Path) -> None:
