@@ -26,7 +26,7 @@ SIDE, SIDE_OF_WINDOWS = 128, 224
     [
         pytest.param(id, marks=() if id in QUICK else pytest.mark.slow)
         for id, entry in REGISTRY.items()
-        if entry.serves == "whole"
+        if entry.serves != "container"
     ],
 )
 def test_both_frameworks_agree(id):

@@ -123,7 +123,7 @@ WD_TAGGER = Layout(
         depthwise="depthwise_kernel",
     ),
     ignores=TRAINING,
-    lacks={"position": Ignore("position tables", "", "the taggers' code has none")},
+    zeros={"position": Ignore("position tables", "", "the taggers' code adds none")},
     settings={
         "pool_size": 3,
         "window_size": [14, None],

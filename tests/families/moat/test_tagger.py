@@ -145,6 +145,13 @@ def test_a_classifier_is_no_tagger(tmp_path):
         ckptkit.convert(made, output=tmp_path / "b.ckpt", layout="wd-tagger")
 
 
+def test_position_tables_have_no_place_in_a_taggers_file(tmp_path):
+    made = write_checkpoint(Synthetic("tiny-moat0", pos_emb=True), tmp_path / "a.ckpt")
+    with pytest.raises(ConversionError, match="no place for 9 tensors with other values than 0"):
+        ckptkit.convert(made, output=tmp_path / "b.ckpt", layout="wd-tagger", settings=EDITION)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("b")] == []
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("se_activation", "relu"), ("layer_norm_epsilon", 0.0), ("input_order", "gbr")]
 )
