@@ -16,6 +16,8 @@ ENOUGH = 0.06
 """By how much an assignment must be better than any other to be called a guess."""
 _COMPANY, _KIN, _ORDER, _IN_FAMILY, _CONTENT = 0.5, 0.4, 0.2, 0.25, 0.05
 """What counts besides words, whose agreement is a number from 0 to 1."""
+CONTRADICTED = 0.3
+"""By how much, where names say one thing and the order of both files another."""
 AGAINST = 0.4
 """What counts against a pair: axes that would be turned otherwise than usual."""
 _TIE = 1e-4
@@ -61,6 +63,21 @@ class Scores:
             for a, b in zip(left.layers, right.layers, strict=True)
         )
         return self._of_words(left.pattern, right.pattern) + ordered / len(left.layers)
+
+    def enough(self, left: Unit, right: Unit) -> float:
+        """By how much a pair must be better than any exchange.
+
+        More where the order of both files objects. Of vectors by themselves, such as scales, the place in
+        the model tells nothing: several are in one block, so it takes a name that both have.
+        """
+        if left.layers[0].role == "vector" and not _named_alike(left.pattern, right.pattern):
+            return math.inf
+        places = [self._order.get(one.number, {}) for one in left.layers]
+        objects = any(
+            other.number not in place and any(place.values())
+            for place, other in zip(places, right.layers, strict=True)
+        )
+        return CONTRADICTED if objects else ENOUGH
 
     def of_bundle(self, bundle: Bundle, unit: Unit, *, forward: bool) -> float:
         """The same for layers that are one on the other side."""
@@ -163,6 +180,12 @@ def _opposed(left: set[str], right: set[str]) -> bool:
         )
         for one, others in OPPOSED.items()
     )
+
+
+def _named_alike(left: str, right: str) -> bool:
+    """Whether what two patterns call the thing itself, their last word, is the same."""
+    one, other = (words(pattern)[-1:] for pattern in (left, right))
+    return bool(one and other) and (one == other or _near(one[0], other[0]))
 
 
 def _near(one: str, other: str) -> bool:
@@ -305,12 +328,12 @@ def _lengths(left: Sequence[int], right: Sequence[int]) -> list[list[int]]:
 
 
 def _in_order(layers: Sequence[Layer]) -> tuple[list[Layer], float]:
-    """Layers as the file has them; where it is sorted by name, by their numbers, which tells less."""
+    """Layers as the file has them; where it is sorted by name, by their numbers, which tells nothing."""
     paths = [layer.parts[layer.core].name for layer in layers]
     if len({layer.pieces for layer in layers}) == 1:
         return sorted(layers, key=lambda one: one.numbers), _ORDER
     if len(paths) > 2 and paths == sorted(paths):
-        return sorted(layers, key=lambda one: (one.pieces, one.numbers)), _ORDER / 2
+        return sorted(layers, key=lambda one: (one.pieces, one.numbers)), 0.0
     return list(layers), _ORDER
 
 

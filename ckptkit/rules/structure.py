@@ -259,7 +259,7 @@ class Structure:
             if not self._still(left, right):
                 continue
             sure = self._sureness(left, right, alone=margin is None, score=scorer.of_names(left, right))
-            if sure is None or (margin is not None and margin < ENOUGH):
+            if sure is None or (margin is not None and margin < scorer.enough(left, right)):
                 unsure.append((left, right))
             elif not self._only_ones(left, right) and not scorer.holds(self._rivals(left, right, own)):
                 doubtful.append((left, right))
