@@ -195,7 +195,7 @@ def test_every_place_has_a_point_and_the_front_is_right(opened: Browser) -> None
     assert front(opened) == expected_front(SHOWN)
     assert (
         opened.text("#count")
-        == f"{len(SHOWN)} of {len(ALL)} entries shown; 1 more without a published figure for these axes"
+        == f"{len(SHOWN)} of {len(ALL)} entries shown; {len(ALL) - len(SHOWN)} more without a published figure for these axes"
     )
 
 
