@@ -193,9 +193,9 @@ def expected_front(ids: set[str], cost: str = "params") -> list[str]:
 def test_every_place_has_a_point_and_the_front_is_right(opened: Browser) -> None:
     assert len(points(opened)) == len({(e.params, e.published_top1) for e in ALL if e.id in SHOWN})
     assert front(opened) == expected_front(SHOWN)
-    assert (
-        opened.text("#count")
-        == f"{len(SHOWN)} of {len(ALL)} entries shown; {len(ALL) - len(SHOWN)} more without a published figure for these axes"
+    without = len(ALL) - len(SHOWN)
+    assert opened.text("#count") == (
+        f"{len(SHOWN)} of {len(ALL)} entries shown; {without} more without a published figure for these axes"
     )
 
 
