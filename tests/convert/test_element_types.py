@@ -24,7 +24,7 @@ from tests.support.tensors import raw_safetensors
 from tests.support.tf_files import entry, header, masked, write_raw
 
 ALL = frozenset(FORMATS)
-NOT_NUMPY = ALL - {"npz"}
+BFLOAT16 = ALL - {"npz", "keras2"}
 TORCH_TOO = frozenset({"safetensors", "torch", "dcp"})
 ML = TORCH_TOO | {"tf"}
 NO_C128 = ALL - {"safetensors"}
@@ -37,7 +37,7 @@ SAFETENSORS = {
     **dict.fromkeys(
         ["BOOL", "U8", "I8", "I16", "U16", "F16", "I32", "U32", "F32", "F64", "I64", "U64", "C64"], ALL
     ),
-    "BF16": NOT_NUMPY,
+    "BF16": BFLOAT16,
     **dict.fromkeys(["F8_E5M2", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2FNUZ"], ML),
     **dict.fromkeys(["F8_E8M0", "F4"], TORCH_TOO),
     **dict.fromkeys(["F6_E2M3", "F6_E3M2", "Q7_X"], SAME["safetensors"]),
@@ -46,7 +46,7 @@ SAFETENSORS = {
 
 TF = {
     **dict.fromkeys([1, 2, 3, 4, 5, 6, 8, 9, 10, 17, 19, 22, 23], ALL),
-    14: NOT_NUMPY,  # bfloat16
+    14: BFLOAT16,  # bfloat16
     18: NO_C128,  # complex128
     **dict.fromkeys([24, 25, 26, 28], ML),  # float8
     # quantized, float8_e4m3b11fnuz, int4, uint4, int2, uint2, float4, and a number of the future
@@ -59,7 +59,7 @@ TORCH = {
     **dict.fromkeys(["bool", "uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64"], ALL),
     **dict.fromkeys(["float16", "float32", "float64", "complex64"], ALL),
     "complex128": NO_C128,
-    "bfloat16": NOT_NUMPY,
+    "bfloat16": BFLOAT16,
     **dict.fromkeys(["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"], ML),
     **dict.fromkeys(["float8_e8m0fnu", "float4_e2m1fn_x2"], TORCH_TOO),
     **dict.fromkeys(
@@ -96,7 +96,7 @@ HDF5 = {
         ALL,
     ),
     "complex128": NO_C128,
-    "bfloat16": NOT_NUMPY,
+    "bfloat16": BFLOAT16,
     **dict.fromkeys(
         ["float128", "time", "bits", "opaque", "datetime", "record", "array", "odd_integer"], REFUSED
     ),
@@ -239,12 +239,26 @@ def write_hdf5(path, kinds):
     return held
 
 
+def write_keras2(path, kinds):
+    """The same datasets where Keras 2 has them, as its lists of layers and weights say."""
+    held = write_hdf5(path, kinds)
+    with h5py.File(path, "r+") as file:
+        layers = sorted(file)
+        file.attrs["layer_names"] = [layer.encode() for layer in layers]
+        for layer in layers:
+            file.move(f"{layer}/vars/0", f"{layer}/{layer}/vars/0:0")
+            file[layer].attrs["weight_names"] = [f"{layer}/vars/0:0".encode()]
+            del file[f"{layer}/vars"]
+    return held
+
+
 WRITERS = {
     "safetensors": (write_safetensors, SAFETENSORS),
     "tf": (write_tf, TF),
     "torch": (write_torch, TORCH),
     "npz": (write_npz, NUMPY),
     "keras": (write_hdf5, HDF5),
+    "keras2": (write_keras2, HDF5),
     "dcp": (write_dcp, {kind: homes for kind, homes in TORCH.items() if "bits" not in kind}),  # cannot save
 }
 
