@@ -211,7 +211,8 @@ def _stripped(reader: Reader, prefix: str, *, where_it_fits: bool) -> Reader:
     lacking = [name for name in inner if not _begins(name, prefix)]
     shown = ", ".join(lacking[:3]) + (" …" if len(lacking) > 3 else "")
     raise ConversionError(
-        f"{reader.path}: {len(lacking)} of {len(inner)} names do not begin with {prefix!r} ({shown})",
+        f"{reader.path}: {counted(len(lacking), 'name', 'do')} not begin with {prefix!r}, "
+        f"of {len(inner)} ({shown})",
         hint=f"A file of --rules can rename and ignore tensors one by one. {command('inspect', reader.path)}",
     )
 

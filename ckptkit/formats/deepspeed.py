@@ -80,7 +80,8 @@ class Flat:
         """Some of its elements; ValueError where it has not so many."""
         if start + count > len(self):
             raise ValueError(
-                f"the flat weights end after {len(self)} elements, at least {start + count} are needed"
+                f"the flat weights end after {counted(len(self), 'element')}, "
+                f"at least {start + count} are needed"
             )
         index = max(bisect_right(self._starts, start) - 1, 0)
         while count > 0:
@@ -100,7 +101,7 @@ def rank_files(folder: Path) -> tuple[list[Path], list[Path]]:
         raise FormatError(folder, "holds the parts of a pipeline or of experts", hint=_UNIVERSAL)
     matches = [(path, match) for path in paths if (match := _NAME.fullmatch(path.name))]
     if len(parallel := {match[2] for _, match in matches}) > 1:
-        ranks = f"holds tensors that {len(parallel)} model-parallel ranks share"
+        ranks = f"holds tensors that {counted(len(parallel), 'model-parallel rank')} share"
         raise FormatError(folder, ranks, hint=_UNIVERSAL)
     for path, match in matches:
         if found[match[3]].setdefault(int(match[1] or 0), path) is not path:
@@ -262,7 +263,9 @@ class DeepSpeedReader(MappedReader):
                 self._take_flat(name, shape, flat.cut(offset, math.prod(shape)), DTYPES["float32"])
                 offset += math.prod(shape)
             if -(-offset // align) != -(-len(flat) // align):
-                raise ValueError(f"group {index} has {len(flat)} elements, its parameters {offset}")
+                raise ValueError(
+                    f"group {index} has {counted(len(flat), 'element')}, its parameters {offset}"
+                )
 
     def _take_cut_parameters(self, groups: list[dict[str, tuple[int, ...]]], flats: list[list[Run]]) -> None:
         """Stage 3: every rank has a part of each parameter, in the order of the parameters."""
@@ -279,7 +282,9 @@ class DeepSpeedReader(MappedReader):
             offset += part
         for number, flat in enumerate(ranks):
             if len(flat) != offset:
-                raise ValueError(f"rank {number} has {len(flat)} elements, its parameters {offset}")
+                raise ValueError(
+                    f"rank {number} has {counted(len(flat), 'element')}, its parameters {offset}"
+                )
 
     # -- reading ---------------------------------------------------------------------------------------------
 

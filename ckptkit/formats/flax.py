@@ -17,6 +17,7 @@ from typing import Any
 
 from ckptkit.base.budget import Budget
 from ckptkit.base.tensors import DTYPES, OPAQUE, DType
+from ckptkit.base.text import counted
 from ckptkit.formats.base import Sample
 from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
 from ckptkit.formats.readers import Span, SpanReader
@@ -187,7 +188,7 @@ class FlaxReader(SpanReader):
         self._others = 0
         self._collect(root, "")
         if self._others > _MAX_ALSO:
-            self._also["…"] = f"{self._others - _MAX_ALSO:,} values more"
+            self._also["…"] = f"{counted(self._others - _MAX_ALSO, 'value')} more"
         if not self.specs and not self.left_out:
             raise file.fault(
                 "a msgpack file without arrays", hint="give the file that flax.serialization.to_bytes wrote"

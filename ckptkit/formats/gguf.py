@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from ckptkit.base.budget import Budget
 from ckptkit.base.tensors import DTYPES, DType
+from ckptkit.base.text import counted
 from ckptkit.formats.readers import Span, SpanReader
 
 MARK = b"GGUF"
@@ -89,7 +90,9 @@ class GgufReader(SpanReader):
     def _few(self, count: int, nbytes: int) -> int:
         """A count of things that take some bytes each, and so are no more than fit into the file."""
         if count * nbytes > self._file.size:
-            raise self._file.fault(f"{count:,} entries in a file of {self._file.size:,} bytes", self._at)
+            raise self._file.fault(
+                f"{counted(count, 'entry')} in a file of {self._file.size:,} bytes", self._at
+            )
         self._budget.spend(nodes=count, steps=8 * count)
         return count
 
@@ -142,7 +145,7 @@ class GgufReader(SpanReader):
         name = self._text(_MAX_NAME)
         axes = self._number("<I")
         if axes > _MAX_DIMS:
-            raise self._file.fault(f"tensor {name[:_SHOWN]!r} has {axes} axes", self._at)
+            raise self._file.fault(f"tensor {name[:_SHOWN]!r} has {counted(axes, 'axis')}", self._at)
         shape = struct.unpack(f"<{axes}Q", self._take(8 * axes))
         return name, shape[::-1], self._number("<I"), self._number("<Q")
 

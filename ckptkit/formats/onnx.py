@@ -15,6 +15,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from ckptkit.base.budget import Budget
 from ckptkit.base.errors import FormatError
 from ckptkit.base.tensors import DTYPES, OPAQUE, Array, DType, RawTensor
+from ckptkit.base.text import counted
 from ckptkit.formats.base import Sample
 from ckptkit.formats.foreign import message_of
 from ckptkit.formats.mapped_file import MappedFile
@@ -89,7 +90,7 @@ class OnnxReader(SpanReader):
         except (WireError, UnicodeDecodeError) as error:
             raise file.fault(f"bad ONNX model: {error}") from error
         if self._others > _MAX_ALSO:
-            self._also["…"] = f"{self._others - _MAX_ALSO:,} constants more"
+            self._also["…"] = f"{counted(self._others - _MAX_ALSO, 'constant')} more"
         if not self.specs and not self.left_out:
             raise file.fault("an ONNX graph without weights", hint="give the model that has them")
 

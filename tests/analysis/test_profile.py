@@ -280,7 +280,14 @@ def test_an_entry_gives_what_is_not_asked_for(id, asked, expected):
 def test_a_variant_alone_is_a_classifier_as_published():
     found = subject("moat2")
     assert (found.resolution, found.pos_emb, found.num_classes) == ((384, 384), True, 1000)
-    assert dict(found.settings) == {"pool_size": 2, "window_size": None, "global_attention": False}
+    assert dict(found.settings) == {
+        "pool_size": 2,
+        "window_size": None,
+        "global_attention": False,
+        "se_activation": "swish",
+        "layer_norm_epsilon": 1e-5,
+        "input_order": "rgb",
+    }
 
 
 def test_a_setting_that_the_count_does_not_see_makes_no_other_subject():

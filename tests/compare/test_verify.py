@@ -870,7 +870,10 @@ def test_rounding_at_the_figures_own_precision(count, figure, rounds):
 
 def test_every_moat_row_of_the_registry_rounds_to_its_published_figure():
     """Recomputed from the variables of the published code, not from the registry's own exact counts."""
-    for entry in load_registry().find(family="moat"):
+    entries = load_registry().find(family="moat")
+    without = [entry.id for entry in entries if entry.published_params is None]
+    assert without == ["moat2-448-wd-tagger-v2"]  # its publisher states no figure
+    for entry in (entry for entry in entries if entry.id not in without):
         assert rounds_to(parameter_count(entry.variant, bool(entry.pos_emb)), entry.published_params), (
             entry.id
         )

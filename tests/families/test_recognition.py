@@ -179,7 +179,7 @@ def test_names_without_the_prefix_are_named(tmp_path: Path) -> None:
     path = written(tmp_path, "safetensors", {f"{'a' if n else 'b'}.w{n}": np.ones(1) for n in range(6)})
     with pytest.raises(ConversionError) as caught:
         open_checkpoint(path, strip_prefix=["a."])
-    assert caught.value.message == f"{path}: 1 of 6 names do not begin with 'a.' (b.w0)"
+    assert caught.value.message == f"{path}: 1 name does not begin with 'a.', of 6 (b.w0)"
     with open_checkpoint(path, strip_prefix=["a."], where_it_fits=True) as reader:
         assert len(reader.specs) == 6
 

@@ -185,12 +185,12 @@ def test_every_series_stands_in_the_legend_once() -> None:
 
 
 def test_the_sources_and_what_is_missing_are_said() -> None:
-    picture, _, _ = drawn(ALL, y="top5")
+    picture, _, _ = drawn(EVERYTHING, y="top5")
     (line,) = [text for text, _ in picture.texts("source")]
-    lacking = sum(entry.published_top5 is None for entry in ALL)
+    lacking = sum(entry.published_top5 is None for entry in EVERYTHING)
     assert line == (
         "Figures as published: MogaNet arXiv:2211.03295. "
-        f"{lacking} entries are not shown: no published top-5 accuracy."
+        f"{lacking} entries are not shown: no published parameters or top-5 accuracy."
     )
 
 
