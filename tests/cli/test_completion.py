@@ -198,7 +198,11 @@ def test_whatever_is_wrong_is_not_said(bash, tmp_path: Path):
 @pytest.mark.parametrize(
     ("shell", "line", "wanted"),
     [
-        ("zsh", "ckptkit show moganet-xt-22", "('moganet-xt-224' 'moganet-xt-224-timm')"),
+        (
+            "zsh",
+            "ckptkit show moganet-xt-22",
+            "('moganet-xt-224' 'moganet-xt-224-timm' 'moganet-xt-224-kecam')",
+        ),
         ("zsh", "ckptkit list --format=ma", "markdown"),
         ("zsh", "ckptkit ", "convert"),
         ("zsh", "ckptkit fetch nothing-like-it", "_files"),
