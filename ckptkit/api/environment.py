@@ -24,7 +24,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Dtype = Literal["float32", "float16", "bfloat16"]
 ExportTarget = Literal["hf", "onnx", "saved-model", "keras", "backbone"]
 CamMethod = Literal["gradcam", "hirescam", "gradcam++", "layercam", "eigencam", "ablationcam"]
-BuiltInFormat = Literal["safetensors", "torch", "tf", "keras", "keras2", "npz"]
+BuiltInFormat = Literal["safetensors", "torch", "tf", "keras", "keras2", "npz", "dcp"]
 BuiltInLayout = Literal[
     "torch", "keras", "keras-h5", "deeplab2", "openmixup", "kecam", "birder", "wd-tagger", "as-is"
 ]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from string import ascii_letters, digits
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
@@ -55,8 +56,9 @@ def in_source_tree() -> bool:
     return built_in_path().with_name("pyproject.toml").exists()
 
 
-_URL = re.compile(r"[a-z][a-z0-9]*://", re.IGNORECASE)
-_PINNED = re.compile(r"[a-z][a-z0-9]*://[^\s#]+#sha256=[0-9a-f]{64}", re.IGNORECASE)
+_URL = re.compile(r"[a-z][a-z0-9]{0,15}://", re.IGNORECASE)
+_PIN = re.compile(r"#sha256=[0-9a-f]{64}", re.IGNORECASE)
+_PINNED = re.compile(r"[a-z][a-z0-9]{0,15}://[^\s#]+#sha256=[0-9a-f]{64}", re.IGNORECASE)
 _FOLDER = "registries"
 _VARIABLE = "CKPTKIT_REGISTRY"
 
@@ -102,13 +104,20 @@ def _is_intact(path: Path) -> bool:
 def environment_registries() -> list[str | Path]:
     """What ``CKPTKIT_REGISTRY`` lists: paths, and URLs with their sha256."""
     text = os.environ.get(_VARIABLE, "")
-    if not _PINNED.search(text):
-        return list(listed_paths(_VARIABLE))
     found: list[str | Path] = []
-    for part in re.split(f"({_PINNED.pattern})", text, flags=re.IGNORECASE):
-        paths = filter(None, part.strip().split(os.pathsep))
-        found += [part] if _PINNED.fullmatch(part) else map(user_path, paths)
-    return found
+    start = 0
+    for pin in _PIN.finditer(text):
+        scheme_end = text.find("://", start, pin.start())
+        if scheme_end < 0:
+            continue  # a file of that name
+        scheme_start = start + len(text[start:scheme_end].rstrip(ascii_letters + digits))
+        found += [*_paths_in(text[start:scheme_start]), text[scheme_start : pin.end()]]
+        start = pin.end()
+    return [*found, *_paths_in(text[start:])] if found else list(listed_paths(_VARIABLE))
+
+
+def _paths_in(text: str) -> list[Path]:
+    return [user_path(path) for path in text.strip().split(os.pathsep) if path]
 
 
 def environment_files() -> list[Path]:

@@ -157,7 +157,9 @@ class TestSettings:
         plain = run(tiny, resolution=128)
         report = run_parity(Located(tiny, entry))
         assert report.ok, report.verdict
-        assert report.settings == {"pool_size": 3, "window_size": 2, "global_attention": True}
+        of_the_entry = {"pool_size": 3, "window_size": 2, "global_attention": True}
+        as_published = {"se_activation": "swish", "layer_norm_epsilon": 1e-5, "input_order": "rgb"}
+        assert report.settings == of_the_entry | as_published
         assert (report.inputs.height, report.inputs.width) == (128, 128)
         assert report.sides[1].settings == report.settings, "they travelled in the converted file"
         assert report.name == "test-entry"
