@@ -84,6 +84,7 @@ class Counting:
             model=model,
             synthetic=False,
             located=SimpleNamespace(path="counting.pth"),
+            has_tags=False,
         )
 
     def __call__(self, images):
