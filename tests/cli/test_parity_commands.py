@@ -63,7 +63,10 @@ class TestWithFrameworks:
         assert code == 0
         lines = out.splitlines()
         assert lines[1] == "tiny-moat0: tiny-moat0 with position embedding"
-        assert lines[2] == "  settings  pool_size 2, window_size none, global_attention false"
+        assert lines[2] == (
+            "  settings  pool_size 2, window_size none, global_attention false, se_activation swish, "
+            "layer_norm_epsilon 1e-05, input_order rgb"
+        )
         assert "2 random inputs at 64x96, seed 20260101" in lines[3]
         assert "reads the original (tf, layout deeplab2, float32); tensorflow" in lines[4]
         assert "reads a fresh conversion (safetensors, layout torch, float32); torch" in lines[5]

@@ -63,7 +63,7 @@ def test_what_is_left_out_is_said(run: Runner) -> None:
     result = run(
         "plot", "moganet-s-*", "-o", "a.html", "--y", "top5", "--x", "flops", "--linear", "--no-pareto"
     )
-    assert "1 entry is not shown: no published top-5 accuracy\n" in result.err
+    assert "4 entries are not shown: no published FLOPs or top-5 accuracy\n" in result.err
     assert "4 entries at 3 points" in result.err
     start = check_page(Path("a.html").read_text()).data["start"]
     assert start == {"x": "flops", "y": "top5", "log": False, "labels": True, "pareto": False}

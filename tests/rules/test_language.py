@@ -23,6 +23,7 @@ CASES = {
     "flatten": ((4, 3), (12,), lambda a: np.concatenate(list(a))),
     "conv1x1_to_linear": ((1, 1, 6, 10), (10, 6), lambda a: a[0, 0].T),
     "linear": ((6, 10), (10, 6), lambda a: a.T),
+    "linear_to_conv1x1": ((6, 10), (10, 6, 1, 1), lambda a: a.T[:, :, None, None]),
     "channels": ((6,), (1, 6, 1, 1), lambda a: a[None, :, None, None]),
 }
 
