@@ -605,7 +605,12 @@ class Keras2Writer(KerasH5Writer):
 
     def _laid_out(self, shards: Shards) -> list[Hdf5Layout]:
         layers: dict[str, list[str]] = {}
-        for name in self.specs:
+        for name, spec in self.specs.items():
+            if spec.dtype.name == "bfloat16":  # two bytes of anything to Keras 2
+                raise UsageError(
+                    f"{self.path}: a weights file of Keras 2 cannot hold {name!r} as {spec.dtype}",
+                    hint="write float32 or float16, or safetensors",
+                )
             layers.setdefault(_layer_of(name), []).append(name)
         root: dict[str, bytes | list[bytes]] = {
             _LAYERS: [layer.encode() for layer in layers if layer != _OUTSIDE_LAYERS],

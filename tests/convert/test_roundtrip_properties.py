@@ -44,6 +44,7 @@ HOLDS = {
     "safetensors": COMMON | BFLOAT | FLOAT8 | {"bool", "complex64"},
     "npz": COMMON | {"bool", "complex64", "complex128"},
     "keras": COMMON | BFLOAT | {"bool", "complex64", "complex128"},
+    "keras2": COMMON | {"bool", "complex64", "complex128"},
 }
 """What each container can name, from its own documentation: see `test_the_table_is_whole`."""
 
