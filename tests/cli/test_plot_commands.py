@@ -132,7 +132,7 @@ def test_an_existing_output_is_refused(run: Runner) -> None:
         (["-o", "a.png", "moat9"], 3, "no entry 'moat9'"),
         (["-o", "a.png", "x*"], 3, "no id matches 'x*'"),
         (["-o", "a.png", "--min-top1", "99.9"], 3, "no entry to draw"),
-        (["-o", "a.png", "moat*", "--y", "top5"], 2, "none of 10 entries has published parameters and top-5"),
+        (["-o", "a.png", "moat*", "--y", "top5"], 2, "none of 11 entries has published parameters and top-5"),
         (["-o", "a.png", "--min-params", "many"], 2, "'many' is not a number"),
     ],
 )

@@ -50,7 +50,9 @@ def copy(exported, tmp_path):
 def test_a_sound_folder_is_read(exported):
     found = open_exported(exported / "moat")
     assert (found.config.variant, found.config.num_classes, found.config.pos_emb) == (MOAT, 10, True)
-    assert found.config.settings == {"pool_size": 2, "window_size": None, "global_attention": False}
+    as_published = {"se_activation": "swish", "layer_norm_epsilon": 1e-5, "input_order": "rgb"}
+    of_the_variant = {"pool_size": 2, "window_size": None, "global_attention": False}
+    assert found.config.settings == of_the_variant | as_published
     assert found.config.preprocessing.size == (256, 256)
     assert found.weights == exported / "moat" / "model.safetensors"
 
