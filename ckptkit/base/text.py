@@ -335,6 +335,15 @@ def printed(text: str, stream: Literal["file", "terminal", "drawing"]) -> str:
     return "".join(pieces)
 
 
+def in_words(name: str) -> str:
+    """A name such as that of a task, as it is written in a sentence.
+
+    >>> in_words("image-classification"), in_words("multi-label-tagging")
+    ('image classification', 'multi-label tagging')
+    """
+    return name.replace("-", " ").replace("multi ", "multi-")
+
+
 def spelled(name: str) -> str:
     """A name without what people spell differently: case, hyphens, underscores, blanks.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptkit.base.errors import UsageError
 from ckptkit.base.shown import Column
-from ckptkit.base.text import counted, csv_text, escaped, spelled, web_address
+from ckptkit.base.text import counted, csv_text, escaped, in_words, spelled, web_address
 from ckptkit.cli.output import Output
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ class Listing:
         hidden: dict[str, None] = {}
         for place, (task, members) in enumerate((tasks or {"": []}).items()):
             if len(tasks) > 1:
-                what = f"{task.replace('-', ' ')}: {counted(len(members), 'entry')}"
+                what = f"{in_words(task)}: {counted(len(members), 'entry')}"
                 output.text(*[""] * bool(place), what)
             hidden |= dict.fromkeys(replace(self, items=members)._print_task(output, task))
         if hidden:
@@ -275,6 +275,8 @@ class Listing:
         fields, brief = self._fields_of_a_task(task), False
         hidden: list[str] = []
         if self.chosen is None and output.stdout.isatty():
+            if self.items:
+                fields = [field for field in fields if not self._is_unknown(field)]
             fitted, brief = self._fitted(output, fields)
             hidden = [field.headed() for field in fields if field not in fitted]
             fields = fitted
@@ -304,17 +306,23 @@ class Listing:
         return all(field.shown(item) == UNKNOWN for item in self.items)
 
     def _fitted(self, output: Output, fields: Sequence[Field]) -> tuple[list[Field], bool]:
-        """Find what fits: with short cells, then without unknown columns, then without the lesser ones."""
-        left = list(fields)
-        if output.fits(*self._table(left, brief=False)):
-            return left, False
-        unknown = [field.key for field in fields if self._is_unknown(field)]
+        """Find what fits: with short cells, then without the lesser columns, except those that fit alone."""
+        if output.fits(*self._table(fields, brief=False)):
+            return list(fields), False
         metrics = [field.key for field in fields if field.is_metric]
-        for key in [*unknown, *_LEAST_IMPORTANT, *metrics[:0:-1]]:
-            if output.fits(*self._table(left, brief=True)):
-                break
-            left = [field for field in left if field.key != key]
-        return left, True
+        order = [*_LEAST_IMPORTANT, *metrics[:0:-1]]
+        out: list[str] = []
+
+        def without(keys: Sequence[str]) -> list[Field]:
+            return [field for field in fields if field.key not in keys]
+
+        while len(out) < len(order) and not output.fits(*self._table(without(out), brief=True)):
+            out.append(order[len(out)])
+        for key in reversed(out):
+            fewer = [other for other in out if other != key]
+            if output.fits(*self._table(without(fewer), brief=True)):
+                out = fewer
+        return without(out), True
 
     def csv(self) -> str:
         """The list as CSV: every column, or the chosen ones; unknown values are empty."""
@@ -421,7 +429,7 @@ def _markdown_heading(key: _Group, items: Sequence[Listed]) -> str:
     parts = items[0].row.display_name.split("-")
     title = next((part for part in parts if part.lower() == family), family)
     embedding = None if pos_emb is None else f"{'with' if pos_emb else 'without'} position embedding"
-    work = None if task == _CLASSIFICATION else task.replace("-", " ")
+    work = None if task == _CLASSIFICATION else in_words(task)
     shared = ", ".join(part for part in (title, group, work, method, embedding) if part)
     return f"{escaped(shared, 'markdown')} ({escaped(layout, 'markdown')} layout)"
 
@@ -536,7 +544,7 @@ def _html_cell(field: Field, item: Listed) -> str:
     wrapped = " wrapped" if field.key in _WRAPPED else " long" if len(text) > _LONG else ""
     kind = _html_kind(field) + wrapped
     if field.key == "task":
-        text = text.replace("-", " ")
+        text = in_words(text)
     # Numbers are sorted by what they are, not by how they are written.
     number = f' data-v="{value!r}"' if field.numeric and isinstance(value, (int, float)) else ""
     inside = link(text, text) if field.key in _LINKS else _html(text)

@@ -25,7 +25,7 @@ from ckptkit.base import packages
 from ckptkit.base.checksums import ExpectedChecksum
 from ckptkit.base.parse import parse_count
 from ckptkit.base.shown import Piece, Shown
-from ckptkit.base.text import counted, human_bytes, spelled
+from ckptkit.base.text import counted, human_bytes, in_words, spelled
 from ckptkit.base.urls import Url
 
 SOURCE_SCHEMES = ("https", "http", "file", "s3", "gs", "az", "hf")
@@ -493,7 +493,7 @@ def _facts(row: Entry) -> list[tuple[str, str]]:
     )
     published += [("metrics", _joined(*metrics, "as published", row.dataset))] if metrics else []
     classes = row.num_classes and counted(row.num_classes, "class")
-    work = [("task", _joined(row.task.replace("-", " "), row.method, classes, _SERVES.get(row.serves)))]
+    work = [("task", _joined(in_words(row.task), row.method, classes, _SERVES.get(row.serves)))]
     given = [f"{name} {_word(value)}" for name, value in row.settings.items()]
     embedding = [] if row.pos_emb is None else [("position embedding", _word(row.pos_emb))]
     deviations = [
