@@ -80,7 +80,6 @@ class Counting:
             name="counting",
             variant="none",
             num_classes=num_classes,
-            has_tags=False,
             preprocessing=Preprocessing((32, 32), "half"),
             model=model,
             synthetic=False,
