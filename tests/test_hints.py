@@ -449,7 +449,19 @@ SITUATIONS: Mapping[str, Situation] = {
         then="registry add new https://example.org/m.pth --checkpoint moat.pth --file own.yaml",
     ),
     "checksums of what was never fetched": Situation(f"cache checksums {ID}", then=f"fetch {ID}"),
-    "a synthetic detector": Situation("synth moganet-xt-coco-retinanet-1x -o detector.pth"),
+    "a synthetic file of which only the container is known": Situation("synth contained -o contained.pth"),
+    "a gate that is not known": Situation(
+        "convert moga.pth -o other.h5 --layout kecam",
+        then="convert moga.pth -o other.h5 --layout kecam --set attn_force_fp32=false",
+    ),
+    "a gate that another's code has not": Situation(
+        "convert moga.pth -o other.h5 --layout kecam --set attn_force_fp32=true",
+        then="convert moga.pth -o other.pth --layout torch --set attn_force_fp32=true",
+    ),
+    "biases that another's code has not": Situation(
+        "convert moga.pth -o other.pth --layout birder --set attn_force_fp32=false",
+        then="convert moga.pth -o other.pth --layout torch --set attn_force_fp32=false",
+    ),
     "a metric without a number": Situation(
         "registry add new https://example.org/m.pth --checkpoint moat.pth --metric mIoU=high --file own.yaml",
         then="registry add new https://example.org/m.pth --checkpoint moat.pth --metric box_mAP=39.7 "
@@ -1022,6 +1034,8 @@ def ground(tmp_path_factory):
     archive = write_checkpoint(synthetic_for(entry), folder / "published.tar.gz")
     (folder / "mine.yaml").write_text(
         f"entries:\n- id: {entry.id}\n  sources: [{{url: '{archive.as_uri()}', bn_statistics: true}}]\n"
+        "- {id: contained, family: moganet, variant: moganet-xt, display_name: MogaNet, layout: torch, "
+        "format: torch, serves: container, sources: [{url: 'https://example.org/contained.pth'}]}\n"
     )
     return folder
 

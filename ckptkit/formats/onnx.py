@@ -412,7 +412,7 @@ class OnnxReader(SpanReader):
         inside = not way.is_absolute() and not PureWindowsPath(location).drive and ".." not in way.parts
         if not plain or not inside or not way.parts:
             what = f"tensor {name[:_SHOWN]!r} is in {location[:_SHOWN]!r}, which is not in the model's folder"
-            raise self._file.fault(what, hint="ckptkit reads no file outside of it")
+            raise self._file.fault(what, hint="save the model with its weights in that folder")
         if len(self._beside) >= _MAX_FILES:
             raise self._file.fault(f"more than {_MAX_FILES} files of weights")
         path = self.path.parent

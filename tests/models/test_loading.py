@@ -108,7 +108,8 @@ def test_the_record_says_what_was_loaded(bundle, moganet_files, framework):
     need(framework)
     loaded = create_model("tiny-moat0-256", framework, checkpoint=bundle, pool_size=3).loaded
     assert (loaded.variant, loaded.entry, loaded.path) == ("tiny-moat0", "tiny-moat0-256", bundle)
-    assert loaded.settings == {"pool_size": 3, "window_size": None, "global_attention": False}
+    as_published = {"se_activation": "swish", "layer_norm_epsilon": 1e-5, "input_order": "rgb"}
+    assert loaded.settings == {"pool_size": 3, "window_size": None, "global_attention": False} | as_published
     assert loaded.tensors == len(recipe_names())
     if framework == "torch":
         timm = create_model("moganet-xt-224-timm", checkpoint=moganet_files["timm"]).loaded
