@@ -117,7 +117,7 @@ def inspect(
     ] = False,
     sort: Annotated[SortBy, typer.Option(help="Order of the tensors; size: largest first.")] = SortBy.FILE,
     layout: Annotated[
-        str | None, typer.Option(help="Show the names in this layout too: torch, deeplab2, openmixup, keras.")
+        str | None, typer.Option(help="Show the names in this layout too, such as torch, deeplab2 or kecam.")
     ] = None,
     weights: Annotated[
         WhichWeights | None,

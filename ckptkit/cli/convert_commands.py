@@ -63,7 +63,7 @@ def convert(
     layout: Annotated[
         str | None,
         typer.Option(
-            help="Names and axis order: torch, deeplab2, openmixup, keras, keras-h5. Default: as usual. "
+            help="Names and axis order, such as torch, deeplab2, keras or kecam. Default: as usual. "
             "as-is: of any model, keep both and change the container alone."
         ),
     ] = None,

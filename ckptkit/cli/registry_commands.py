@@ -304,7 +304,7 @@ class EntryFields:
     layout: Annotated[
         str | None,
         typer.Option(
-            help="Names and axis order: torch, deeplab2, openmixup, timm, keras.",
+            help="Names and axis order, such as torch, deeplab2, openmixup or kecam.",
             autocompletion=complete_values("layout"),
         ),
     ] = None

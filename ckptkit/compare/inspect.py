@@ -283,7 +283,7 @@ def _inspected(
 
 
 def _renamed(reader: Reader, recognition: Recognition | None, layout: str) -> dict[str, str]:
-    """Name in the file → name in another layout, second copies included."""
+    """Name in the file → name in another layout, where it has one, second copies included."""
     if recognition is None:
         raise UsageError(
             f"{reader.path}: not of a known architecture, so its tensors have no names in layout {layout!r}",
@@ -292,8 +292,10 @@ def _renamed(reader: Reader, recognition: Recognition | None, layout: str) -> di
     target = recognition.family.table(layout, recognition.variant, recognition.structure)
     names = {}
     for row in recognition.table.bindings:
+        if row.canonical not in target.by_canonical:  # as num_batches_tracked in kecam
+            continue
+        other = target.by_canonical[row.canonical].external
         for plain in (row.external, *row.aliases):
-            other = target.by_canonical[row.canonical].external
             names[plain] = other
             if recognition.table.layout.second_copy:
                 names[recognition.table.layout.second_copy.of(plain)] = other

@@ -56,12 +56,12 @@ def index_of(name: str) -> str | None:
 
 
 def index_names(name: str) -> list[str]:
-    """What the index of a checkpoint of that name may be called.
+    """What the index of a checkpoint of that name may be called; that of Keras is the last.
 
     Examples
     --------
-    >>> index_names("m.safetensors"), index_names("m.weights.h5")
-    (['m.safetensors.index.json'], ['m.weights.json'])
+    >>> index_names("m"), index_names("m.safetensors")[0], index_names("m.weights.h5")[-1]
+    (['m.safetensors.index.json', 'm.weights.json'], 'm.safetensors.index.json', 'm.weights.json')
     """
     names = [name + ending for ending in (".index.json", EXTENSION + ".index.json")]
     names.append(name.removesuffix(KERAS_SHARD) + KERAS_INDEX)

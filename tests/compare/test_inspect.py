@@ -12,6 +12,7 @@ import pytest
 from ckptkit.base.errors import FormatError, NotFoundError, UsageError
 from ckptkit.compare.inspect import Statistics, statistics
 from tests.support.comparing import inspect_file
+from tests.support.entries import published_xt
 from tests.support.moat_files import AVERAGE, write_tiny
 from tests.support.moat_reference import parameter_count, variable_shapes
 from tests.support.tensors import OPAQUE, raw_safetensors
@@ -153,6 +154,17 @@ def test_figures_only_when_asked_for(bundle):
 def test_names_in_another_layout(twins, name, renamed):
     found = {t.name: t.renamed for t in inspect_file(twins, layout="torch").tensors}
     assert found[name] == renamed
+
+
+def test_a_layout_that_lacks_some_of_the_tensors(tmp_path):
+    """``len(model.weights)`` of kecam's MogaNet-XT is 660: Keras does not count the batches of training."""
+    path = tmp_path / "xt.pth"
+    path.write_bytes(published_xt())
+    found = {t.name.removeprefix("backbone."): t.renamed for t in inspect_file(path, layout="kecam").tensors}
+    lacking = [name for name, other in found.items() if other is None]
+    assert {name.rpartition(".")[2] for name in lacking} == {"num_batches_tracked"}
+    assert len(found) - len(lacking) == 660
+    assert found["patch_embed1.projection.4.running_var"] == "stem_2_bn/moving_variance"
 
 
 def test_an_unknown_layout(bundle):
