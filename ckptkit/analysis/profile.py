@@ -605,13 +605,13 @@ def audit_registry(
 
     Entries of the same model at the same resolution are counted once.
     """
-    counted: dict[Subject, Profile] = {}
+    counted: dict[str, Profile] = {}  # by the subject's text: settings may be lists, which have no hash
     reports = []
     for entry in entries:
         subject = _published_subject(entry)
-        if subject not in counted:
-            counted[subject] = profile(subject)
-        found = counted[subject]
+        if repr(subject) not in counted:
+            counted[repr(subject)] = profile(subject)
+        found = counted[repr(subject)]
         reports.append(ProfileReport(entry.id, found, entry, _checks(found, entry)))
         advance(1)
     return reports
