@@ -8,6 +8,7 @@ then does nothing but fork: each fork is a program with its own streams, environ
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import select
@@ -16,7 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,10 +26,10 @@ from typing import Any, BinaryIO
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 _SERVER = r"""
-import atexit, gc, importlib, json, os, runpy, select, socket, sys, traceback
+import atexit, fcntl, gc, importlib, json, os, runpy, select, shutil, socket, sys, traceback
 
-listener = socket.socket(fileno=int(sys.argv[1]))
-for place in sys.argv[2:]:
+listener, folder = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
+for place in sys.argv[3:]:
     module, _, function = place.partition(":")
     try:
         found = importlib.import_module(module)
@@ -71,8 +72,13 @@ def become(request):
 
 
 while True:
-    if 0 in select.select([0, listener], [], [])[0]:  # the end of who started it
-        os._exit(0)
+    if 0 in select.select([0, listener], [], [])[0]:  # nobody is left who may ask
+        with open(f"{folder}/lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if 0 in select.select([0], [], [], 0)[0]:  # nor came another meanwhile
+                shutil.rmtree(folder, ignore_errors=True)
+                os._exit(0)
+        continue
     asking = listener.accept()[0]
     if waiter := os.fork():
         os.waitpid(waiter, 0)
@@ -189,23 +195,62 @@ def start(
 
 
 class Preloaded:
-    """Starts programs that have imported these modules, or called these functions (``module:function``)."""
+    """Starts programs that have imported these modules, or called these functions (``module:function``).
+
+    The processes of one run of pytest-xdist share the one that forks: the first to need it starts it, and it
+    ends with the last.
+    """
 
     def __init__(self, *modules: str) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="ckptkit-preloaded-")
-        self.address = f"{self._folder.name}/socket"
+        run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+        kind = hashlib.sha256("\0".join((run, sys.executable, str(REPOSITORY), *modules)).encode())
+        folder = Path(tempfile.gettempdir(), f"ckptkit-preloaded-{kind.hexdigest()[:16]}")
+        self.address = f"{folder}/socket"
+        with _locked(folder):
+            try:
+                self._alive = os.open(folder / "alive", os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:  # it has not been started
+                self._alive = self._start(folder, modules)
+
+    def _start(self, folder: Path, modules: Sequence[str]) -> int:
+        """Start the process; it runs while anybody has the returned end of its input open."""
+        for name in ("alive", "socket"):  # of a run that was killed
+            (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / "alive")
+        reading = os.open(folder / "alive", os.O_RDONLY | os.O_NONBLOCK)
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             listener.bind(self.address)
             listener.listen(16)
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _SERVER, str(listener.fileno()), *modules],
+                [sys.executable, "-c", _SERVER, str(listener.fileno()), str(folder), *modules],
                 pass_fds=[listener.fileno()],
-                stdin=subprocess.PIPE,
+                stdin=reading,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
                 cwd=REPOSITORY,
             )
+        writing = os.open(folder / "alive", os.O_WRONLY)
+        os.close(reading)
+        return writing
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Make a folder, which the process that forks removes at its end, and be alone there."""
+    import fcntl
+
+    while True:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            lock = (folder / "lock").open("w")
+        except FileNotFoundError:  # removed since
+            continue
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.fstat(lock.fileno()).st_nlink:
+                yield
+                return
 
 
 of = cache(Preloaded)
@@ -216,7 +261,7 @@ CONVERSION = ("numpy", "ckptkit.cli.convert_commands", "ckptkit.convert.executio
 def preloaded(*modules: str) -> SimpleNamespace:
     """What takes the place of the module `subprocess` where ckptkit starts Python, with these imported.
 
-    The process that imports them starts when it is needed first, and ends with this one.
+    The process that imports them starts when it is needed first.
     """
     return _in_place(lambda *given, **more: start(of(*modules).address, *given, **more))
 
@@ -277,6 +322,7 @@ def write_command(*modules: str) -> Path:
     """Write a file ``ckptkit`` for a shell, whose processes begin with these modules imported."""
     started = of(*modules)
     path = Path(started.address).with_name("ckptkit")
-    path.write_text(_SHIM.format(python=sys.executable, address=started.address))
-    path.chmod(0o755)
-    return path
+    draft = path.with_name(f"draft-{os.getpid()}")
+    draft.write_text(_SHIM.format(python=sys.executable, address=started.address))
+    draft.chmod(0o755)
+    return draft.replace(path)
