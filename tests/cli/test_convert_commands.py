@@ -26,7 +26,7 @@ COMMAND = [sys.executable, "-m", "ckptkit.cli.app"]
 
 def run(*arguments, cwd=None):
     line = [sys.executable, "-m", "ckptkit", *map(str, arguments)]
-    return preloaded.run(line, cwd or Path.cwd(), modules=preloaded.CONVERSION)
+    return preloaded.run(line, cwd or Path.cwd(), modules=preloaded.COMMANDS)
 
 
 def one_line(text):

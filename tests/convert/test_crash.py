@@ -52,7 +52,7 @@ class Job:
         return ["convert", str(self.source), *TARGETS[self.name], "-o", str(folder / f"m{extension}"), *more]
 
     def begin(self, folder: Path, *more: str, prelude: str = "") -> subprocess.Popen[str]:
-        return start(self.command(folder, *more), self.home, prelude)
+        return start(self.command(folder, *more), self.home, prelude, fork=True)
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import select
-import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, BinaryIO
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -65,7 +64,8 @@ def become(request):
     places = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
     sys.path[:] = ["", *places, *(place for place in sys.path if place not in places)]
     sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)
+    lines = 1 if os.environ.get("PYTHONUNBUFFERED") else -1
+    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", buffering=lines, closefd=False)
     sys.stderr = sys.__stderr__ = open(
         2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False
     )
@@ -122,17 +122,34 @@ while True:
 """
 
 
-class Program:
-    """A program that runs, with what tests and ckptkit use of `subprocess.Popen`."""
+class Program(subprocess.Popen[Any]):
+    """A program as `subprocess.Popen` starts it, but that another process forks."""
 
-    def __init__(
-        self, args: Sequence[str], stdin: BinaryIO | None, stdout: BinaryIO | None, told: socket.socket
-    ) -> None:
-        self.args, self.stdin, self.stdout, self.stderr, self._told = args, stdin, stdout, None, told
-        self.pid = int(told.recv(20))
-        self.returncode: int | None = None
+    def __init__(self, address: str, command: Sequence[str | Path], **more: Any) -> None:
+        self._address, self._session = address, more.get("start_new_session", False)
+        super().__init__([*map(str, command)], **more)
 
-    def wait(self, timeout: float | None = None) -> int:
+    def _execute_child(self, args: list[str], *more: Any) -> None:
+        cwd, env, pipes = more[4], more[5], more[9:15]  # each of three streams has two ends
+        python, *words = args
+        assert python == sys.executable
+        given = [number if pipe == -1 else pipe for number, pipe in enumerate((pipes[0], *pipes[3::2]))]
+        request = {
+            "words": words,
+            "cwd": str(cwd or Path.cwd()),
+            "env": dict(os.environ if env is None else env),
+            "session": self._session,
+        }
+        self._told = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._told.connect(self._address)
+            socket.send_fds(self._told, [json.dumps(request).encode()], given)
+        finally:
+            self._close_pipe_fds(*pipes)
+        self.pid = int(self._told.recv(20))
+        self._child_created = True
+
+    def _wait(self, timeout: float | None) -> int:
         if self.returncode is None:
             if not select.select([self._told], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
@@ -140,58 +157,10 @@ class Program:
             self._told.close()
         return self.returncode
 
-    def poll(self) -> int | None:
+    def _internal_poll(self, _deadstate: int | None = None) -> int | None:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return self.wait(0)
+            return self._wait(0)
         return None
-
-    def kill(self) -> None:
-        if self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-
-
-def start(
-    address: str,
-    command: Sequence[str | Path],
-    *,
-    stdin: Any = None,
-    stdout: Any = None,
-    stderr: Any = None,
-    cwd: Path | str | None = None,
-    env: Mapping[str, str] | None = None,
-    start_new_session: bool = False,
-) -> Program:
-    """Start Python with ``-c``, ``-m`` or a file; see `subprocess.Popen`."""
-    python, *words = map(str, command)
-    assert python == sys.executable
-    given: list[int] = []
-    ours: list[BinaryIO | None] = []
-    for number, asked in enumerate((stdin, stdout, stderr)):
-        mine = None
-        if asked == subprocess.PIPE:
-            reading, writing = os.pipe()
-            given.append(writing if number else reading)
-            mine = os.fdopen(reading, "rb") if number else os.fdopen(writing, "wb")
-        elif asked == subprocess.STDOUT:
-            given.append(os.dup(given[1]))
-        elif asked is None or asked == subprocess.DEVNULL:
-            given.append(os.open(os.devnull, os.O_RDWR))
-        else:
-            given.append(os.dup(asked if isinstance(asked, int) else asked.fileno()))
-        ours.append(mine)
-    request = {
-        "words": words,
-        "cwd": str(cwd or Path.cwd()),
-        "env": dict(os.environ if env is None else env),
-        "session": start_new_session,
-    }
-    asking = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    asking.connect(address)
-    socket.send_fds(asking, [json.dumps(request).encode()], given)
-    for stream in given:
-        os.close(stream)
-    return Program(words, ours[0], ours[1], asking)
 
 
 class Preloaded:
@@ -255,7 +224,11 @@ def _locked(folder: Path) -> Iterator[None]:
 
 of = cache(Preloaded)
 FRAMEWORKS = ("torch", "tensorflow", "keras", "tests.support.preloaded:start_forks_here_too")
-CONVERSION = ("numpy", "ckptkit.cli.convert_commands", "ckptkit.convert.execution", "ckptkit.models.synth")
+COMMANDS = (
+    *("numpy", "ckptkit.cli.app:load_commands", "ckptkit.convert.execution", "ckptkit.models.synth"),
+    *("ckptkit.store.install", "ckptkit.store.transfer", "ckptkit.store.sources"),
+)
+"""What most commands import that run no model."""
 
 
 def preloaded(*modules: str) -> SimpleNamespace:
@@ -263,7 +236,7 @@ def preloaded(*modules: str) -> SimpleNamespace:
 
     The process that imports them starts when it is needed first.
     """
-    return _in_place(lambda *given, **more: start(of(*modules).address, *given, **more))
+    return _in_place(lambda *given, **more: Program(of(*modules).address, *given, **more))
 
 
 def _in_place(popen: Callable[..., Program]) -> SimpleNamespace:
@@ -277,7 +250,7 @@ def start_forks_here_too() -> None:
     from ckptkit.parity import process
 
     address = __main__.listener.getsockname()
-    process.subprocess = _in_place(lambda *given, **more: start(address, *given, **more))  # type: ignore[assignment]
+    process.subprocess = _in_place(lambda *given, **more: Program(address, *given, **more))  # type: ignore[assignment]
 
 
 def run(
@@ -292,7 +265,8 @@ def run(
             command, cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        program = start(of(*modules).address, command, stdout=out, stderr=err, cwd=folder, env=environment)
+        more = {"stdout": out, "stderr": err, "cwd": folder, "env": environment}
+        program = Program(of(*modules).address, command, stdin=subprocess.DEVNULL, **more)
         try:
             program.wait(300)
         finally:

@@ -8,8 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
+
+from tests.support import preloaded
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -32,11 +35,17 @@ def registry_file(folder: Path, *entries: dict[str, object]) -> Path:
     return path
 
 
-def start(arguments: Sequence[str | Path], home: Path, prelude: str = "") -> subprocess.Popen[str]:
-    """Start ``ckptkit``; ``prelude`` is Python to run in the process before it."""
+def start(
+    arguments: Sequence[str | Path], home: Path, prelude: str = "", *, fork: bool | None = None
+) -> subprocess.Popen[str]:
+    """Start ``ckptkit``; ``prelude`` is Python to run in the process before it.
+
+    Without one, or if it may run after imports, too, the process is a fork of one that has them.
+    """
     code = f"{prelude}\nfrom ckptkit.cli.app import main\nmain()"
     environment = {**os.environ, "CKPTKIT_HOME": str(home), "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
+    popen = forked if hasattr(os, "fork") and (not prelude if fork is None else fork) else subprocess.Popen
+    return popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=REPOSITORY,
         env=environment,
@@ -44,6 +53,11 @@ def start(arguments: Sequence[str | Path], home: Path, prelude: str = "") -> sub
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def forked(command: Sequence[str], **more: Any) -> subprocess.Popen[str]:
+    """Start Python as a fork of a process that has imported what commands need."""
+    return preloaded.Program(preloaded.of(*preloaded.COMMANDS).address, command, **more)
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 60) -> tuple[int, str, str]:

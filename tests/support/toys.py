@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from ckptkit.families.moat.config import MOAT_CONFIGS
 from ckptkit.families.moganet.config import MOGANET_CONFIGS
@@ -25,7 +26,7 @@ STAGES = {
 @contextmanager
 def toy_variants() -> Iterator[None]:
     """Make both families know their toy."""
-    MOAT_CONFIGS[MOAT] = replace(
+    moat = replace(
         MOAT_CONFIGS["tiny-moat0"],
         name=MOAT,
         stem=16,
@@ -33,17 +34,15 @@ def toy_variants() -> Iterator[None]:
         widths=(16, 32, 32, 64),
         resolution=SIDE,
     )
-    MOGANET_CONFIGS[MOGANET] = replace(
+    moganet = replace(
         MOGANET_CONFIGS["moganet-xt"],
         name=MOGANET,
         widths=(16, 16, 32, 48),
         depths=(1, 1, 1, 1),
         resolution=SIDE,
     )
-    try:
+    with patch.dict(MOAT_CONFIGS, {MOAT: moat}), patch.dict(MOGANET_CONFIGS, {MOGANET: moganet}):
         yield
-    finally:
-        del MOAT_CONFIGS[MOAT], MOGANET_CONFIGS[MOGANET]
 
 
 def toy_file(folder: Path, variant: str) -> Path:

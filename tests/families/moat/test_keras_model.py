@@ -29,6 +29,7 @@ from tests.support.moat_reference import (
     recipe_weights,
     variable_shapes,
 )
+from tests.support.toys import MOAT, toy_model, toy_variants
 
 STAGE_TOLERANCE = 1e-5
 """Of the stage's standard deviation; 1.4e-6 was measured."""
@@ -104,12 +105,16 @@ MISTAKES = {
 """Attribute of keras_model, what it becomes, and by how much facts/moat.md says logits move."""
 
 
+WHEN_CALLED = {"gelu", "resize_table", "position_bias"}
+"""Functions that a built model calls; the others make a layer, or change it."""
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_planted_mistake_shows(mistake, monkeypatch):
     case = load_golden("tiny_moat0_pe_256_pool2")
     attribute, wrong, documented = MISTAKES[mistake]
     monkeypatch.setattr(keras_model, attribute, wrong)
-    model = loaded("tiny-moat0")
+    model = shared_model() if attribute in WHEN_CALLED else loaded("tiny-moat0")
     moved = np.abs(model(case.input).numpy() - case.logits).max()
     assert moved / np.abs(case.logits).max() > GOLDEN_TOLERANCE
     assert documented / 1.6 < moved < documented * 1.6
@@ -122,12 +127,22 @@ def test_a_setting_of_dense_prediction_shows(settings):
 
 
 # --- names, shapes and counts -------------------------------------------------------------------------------
-@pytest.fixture(scope="module", params=list(moat_variables()))
-def variant(request):
-    return request.param
+QUICK = {("tiny-moat0", True), ("tiny-moat0", False), ("moat1", True)}
 
 
-@pytest.mark.parametrize("pos_emb", [True, False], ids=["pe", "nope"])
+@pytest.mark.parametrize(
+    ("variant", "pos_emb"),
+    [
+        pytest.param(
+            variant,
+            pos_emb,
+            id=f"{variant}-{'pe' if pos_emb else 'nope'}",
+            marks=() if (variant, pos_emb) in QUICK else pytest.mark.slow,
+        )
+        for variant in moat_variables()
+        for pos_emb in (True, False)
+    ],
+)
 def test_variables_and_parameter_count(variant, pos_emb):
     with keras.StatelessScope(initialize_variables=False):  # names and shapes, and not 2 GB of zeros
         model = keras_model.build(variant, pos_emb=pos_emb)
@@ -141,8 +156,13 @@ def test_variables_and_parameter_count(variant, pos_emb):
     assert sum(math.prod(v.shape) for v in model.trainable_variables) == parameter_count(variant, pos_emb)
 
 
-@pytest.mark.parametrize("num_classes", [1000, 7, None, 0])
-@pytest.mark.parametrize("pos_emb", [True, False], ids=["pe", "nope"])
+@pytest.mark.parametrize(
+    ("num_classes", "pos_emb"),
+    [
+        *((1000, True), (7, False), (None, True), (0, False)),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in ((1000, False), (7, True), (None, False))),
+    ],
+)
 def test_variables_are_those_of_the_keras_layout(num_classes, pos_emb):
     model = keras_model.build("tiny-moat0", num_classes=num_classes, pos_emb=pos_emb)
     table = get_family("moat").table("keras", "tiny-moat0", Structure(pos_emb, num_classes or None))
@@ -160,8 +180,15 @@ def test_a_built_model_is_ready_without_a_forward_pass():
 
 
 # --- what can be asked for ----------------------------------------------------------------------------------
-def test_odd_sizes_run_in_eager_mode_and_in_a_graph():
-    model = shared_model()
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A model of one block a stage, whose graph is traced in a moment: leave it as it is."""
+    with toy_variants():
+        yield toy_model(tmp_path_factory.mktemp("toy"), MOAT, "keras")
+
+
+def test_odd_sizes_run_in_eager_mode_and_in_a_graph(toy):
+    model = toy
     image = philox_normal(1, (1, 250, 190, 3))
     outputs = model.forward_stages(image)
     sides = [(125, 95), (63, 48), (32, 24), (16, 12), (8, 6)]
@@ -171,19 +198,19 @@ def test_odd_sizes_run_in_eager_mode_and_in_a_graph():
     assert graph(philox_normal(2, (3, 64, 96, 3))).shape == (3, 1000)
 
 
-def test_a_table_loaded_after_tracing_counts():
-    model = loaded("tiny-moat0")
-    case = load_golden("tiny_moat0_pe_256_pool2")
+def test_a_table_loaded_after_tracing_counts(tmp_path):
+    image = philox_normal(1, (2, 128, 128, 3))
+    with toy_variants():
+        model = toy_model(tmp_path, MOAT, "keras")
     graph = tf.function(model)
-    before = graph(case.input).numpy()
-    for name, variable in tensors_of(model).items():
-        if name.endswith("relative_position_embedding"):
-            variable.assign(tf.zeros_like(variable))
-    after = graph(case.input).numpy()
-    assert departure(before, case.logits) <= GOLDEN_TOLERANCE
-    without = load_golden("tiny_moat0_nope_256_pool2").logits
-    assert departure(after, without) <= GOLDEN_TOLERANCE
-    assert departure(after, case.logits) > 100 * GOLDEN_TOLERANCE
+    before = graph(image).numpy()
+    assert departure(before, model(image).numpy()) <= GOLDEN_TOLERANCE
+    tables = {n: v for n, v in tensors_of(model).items() if n.endswith("relative_position_embedding")}
+    for variable in tables.values():
+        variable.assign(tf.zeros_like(variable))
+    after = graph(image).numpy()
+    assert tables and departure(after, model(image).numpy()) <= GOLDEN_TOLERANCE
+    assert departure(after, before) > 100 * GOLDEN_TOLERANCE
 
 
 def test_features_only_gives_five_maps():
@@ -196,7 +223,7 @@ def test_features_only_gives_five_maps():
     assert departure(model.forward_stages(case.input)["logits"], case.logits) <= GOLDEN_TOLERANCE
 
 
-@pytest.mark.parametrize("num_classes", [None, 0])
+@pytest.mark.parametrize("num_classes", [None, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_headless_model_gives_five_maps(num_classes):
     case = load_golden("tiny_moat0_pe_256_pool2")
     model = loaded("tiny-moat0", num_classes=num_classes)
@@ -214,7 +241,7 @@ def test_windows_of_the_whole_map_change_nothing():
 
 @pytest.mark.parametrize("window_size", [4, (4, 4), {2: 4, 3: (4, 4)}, {"2": 4, "3": 4}])
 def test_windows_can_be_given_in_several_ways(window_size):
-    assert keras_model.build("tiny-moat0", window_size=window_size).windows == {2: (4, 4), 3: (4, 4)}
+    assert keras_model.MoatModel("tiny-moat0", window_size=window_size).windows == {2: (4, 4), 3: (4, 4)}
 
 
 def test_global_attention_lets_the_last_block_of_a_stage_see_the_whole_map():
