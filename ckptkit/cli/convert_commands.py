@@ -91,7 +91,9 @@ def convert(
     ] = False,
     max_shard_size: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Split safetensors, Keras or DCP into shards, e.g. 500MB."),
+        typer.Option(
+            metavar="SIZE", help="Split safetensors, PyTorch, Keras or DCP into shards, e.g. 500MB."
+        ),
     ] = None,
     shard: ShardOption = None,
     resolution: Annotated[

@@ -194,7 +194,7 @@ def execute(
             checksums[name] = crc
             if progress:
                 progress(sizes[name])
-        checksums |= {name: checksums[other] for name, other in plan.shared.items()}
+        checksums |= {name: checksums[other] for name, other in plan.shared.items() if other in checksums}
         specs = [spec for spec in plan.specs if spec.name in checksums]
         compare = partial(check_written, specs=specs, checksums=checksums, output=output)
         files = tuple(writer.finish(compare if check else None, late() if late else None))

@@ -16,7 +16,7 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,8 +96,11 @@ class SharedConversion:
 
     def own_plan(self) -> Plan:
         """The part of the plan that is this process's."""
-        own = {name for number in self._own for name in self._names[number]}
-        return replace(self._plan, moves=tuple(move for move in self._plan.moves if move.target.name in own))
+        return self._part(name for number in self._own for name in self._names[number])
+
+    def _part(self, names: Iterable[str]) -> Plan:
+        held = set(names)
+        return replace(self._plan, moves=tuple(move for move in self._plan.moves if move.target.name in held))
 
     def state(self, converted: Converted | None = None, *, complete: bool = False) -> Shared:
         """What is done by now."""
@@ -138,8 +141,7 @@ class SharedConversion:
         for number in self._own:
             if self._is_done(number):
                 if progress:
-                    own = set(self._names[number])
-                    progress(sum(spec.nbytes for spec in self._plan.specs if spec.name in own))
+                    progress(self._part(self._names[number]).nbytes)
                 continue
             written = execute(
                 self._plan,
@@ -231,6 +233,7 @@ def _digest(plan: Plan, target: Target, source: Path) -> str:
         digest.update(json.dumps(values, default=str).encode() + b"\n")
 
     add(__version__, target.format, target.max_shard_size, plan.layout, sorted(plan.metadata.items()))
+    add(sorted(plan.shared.items()))
     for path in _files_of(source):
         status = path.stat()
         add(os.fsencode(path.name).hex(), status.st_size, status.st_mtime_ns)

@@ -78,7 +78,7 @@ class Torch(BuiltIn):
     also_endings = (".ckpt",)  # of Lightning
     aliases = ("pytorch", "pt", "pth")
     checksum = "zip CRC-32"
-    shares_tensors = True
+    shards = shares = shares_tensors = True
     wrapper_prefix = "module."
     reader_class, writer_class = "torch_reader:TorchReader", "torch_writer:TorchWriter"
     opening = ("state_dict", "weights", "as_saved")

@@ -69,6 +69,7 @@ class DcpWriter(TensorWriter):
         for spec in self.specs.values():
             if not holds(spec):
                 raise ConversionError(f"{self.path}: {spec.name!r}: torch has no {spec.dtype}")
+        self.refuse_excess(len(self.specs))
         shards = cut(([spec] for spec in self.specs.values()), max_shard_size)
         if len(shards) > _MAX_FILES:
             files = f"{counted(len(shards), 'file')} of at most {max_shard_size} bytes"

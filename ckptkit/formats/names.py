@@ -31,13 +31,15 @@ OUTPUT_HELP = "File ({files}), prefix for {prefixes}, folder for {folders}".form
 )
 """What ``--output`` takes, for its help."""
 
+_INDEX = "the index of a checkpoint in shards, which --max-shard-size writes"
 _GRAPHS = "a graph, which export writes"
 _PACKED = "an archive, and conversions are not packed"
 _NEVER: Mapping[str, tuple[str, str]] = {
     ".keras": ("a whole Keras model, and a checkpoint holds no more than weights", "keras"),
-    ".weights.json": ("the index of a checkpoint in shards, which --max-shard-size writes", "keras"),
+    ".weights.json": (_INDEX, "keras"),
     ".index": ("one file of a TensorFlow checkpoint, which goes by its prefix", "tf"),
-    ".index.json": ("the index of a checkpoint in shards, which --max-shard-size writes", DEFAULT_FORMAT),
+    ".index.json": (_INDEX, DEFAULT_FORMAT),
+    **dict.fromkeys((f"{ending}.index.json" for ending in BUILT_IN["torch"].endings), (_INDEX, "torch")),
     ".distcp": ("one file of a torch.distributed checkpoint, which goes by its folder", "dcp"),
     ".npy": ("a single array", "npz"),
     ".onnx": (_GRAPHS, ""),
@@ -212,7 +214,7 @@ def _refuse_never(output: str, wanted: str | None, source: object) -> None:
     what, instead = _NEVER[ending]
     better = wanted or instead or DEFAULT_FORMAT
     hint = f"give -o {_renamed(output, ending, better)}"
-    if ending in (".index.json", ".weights.json"):
+    if what == _INDEX:
         hint += " --max-shard-size 5GB"
     elif ending == ".keras":
         named = [escaped(str(word), "shell") for word in (source, output)]

@@ -184,8 +184,6 @@ class SafetensorsReader(MappedReader):
 # Writing.
 
 _ALIGNMENT = 8
-_MAX_TENSORS = 580_000
-"""Of one file; more would use up the budget of `read_header`."""
 
 
 class SafetensorsWriter(ShardedWriter):
@@ -197,6 +195,7 @@ class SafetensorsWriter(ShardedWriter):
     """
 
     ending, index_ending = EXTENSION, INDEX_SUFFIX
+    most = 580_000
 
     def __init__(
         self,
@@ -219,8 +218,6 @@ class SafetensorsWriter(ShardedWriter):
                 what = "another use for that name" if known else f"no name for {spec.dtype}"
                 raise ConversionError(f"{self.path}: {spec.name!r}: safetensors has {what}")
         shards = _shards(self.specs.values(), max_shard_size)
-        if max(map(len, shards)) > _MAX_TENSORS:
-            raise ConversionError(f"{self.path}: more than {_MAX_TENSORS:,} tensors in one safetensors file")
         self.stage_shards(shards, max_shard_size, force=force, share=share)
 
     def index_path(self) -> Path:
@@ -232,19 +229,15 @@ class SafetensorsWriter(ShardedWriter):
         return self.path.with_name(f"{_stem(self.path)}-{number + 1:05d}-of-{count:05d}{EXTENSION}")
 
     def begin(self, file: StagedFile, number: int) -> Mapping[str, int]:
-        """Write the header."""
+        """Where the tensors go: behind the header, whose length is known."""
         shard = self.shards[number]
-        header = header_bytes(self.path, shard, self.metadata)
-        file.write_at(header, 0)
-        offsets = accumulate((spec.nbytes for spec in shard), initial=len(header))
+        start = len(header_bytes(self.path, shard, self.metadata))
+        offsets = accumulate((spec.nbytes for spec in shard), initial=start)
         return {spec.name: at for spec, at in zip(shard, offsets, strict=False)}
 
-    def index_bytes(self, homes: Mapping[str, str]) -> bytes:
-        """The index as Hugging Face's libraries write it."""
-        total = sum(spec.nbytes for spec in self.specs.values())
-        table = {"metadata": {"total_size": total}, "weight_map": dict(sorted(homes.items()))}
-        text = json.dumps(table, ensure_ascii=False, indent=2) + "\n"
-        return text.encode(errors="backslashreplace")  # a file's name may not be UTF-8; JSON writes it so
+    def end(self, file: StagedFile, number: int) -> None:
+        """Write the header."""
+        file.write_at(header_bytes(self.path, self.shards[number], self.metadata), 0)
 
 
 def header_bytes(path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:

@@ -5,6 +5,7 @@ The shards get their names first and the index last, so a set of shards exists i
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,14 +80,22 @@ class ShardedWriter(TensorWriter):
 
     @abstractmethod
     def begin(self, file: StagedFile, number: int) -> Mapping[str, int]:
-        """Write what comes before the tensors of a shard; returns the offset of each that has one."""
+        """Begin a shard; returns the offset of each of its tensors that has one."""
 
     @abstractmethod
-    def index_bytes(self, homes: Mapping[str, str]) -> bytes:
-        """The index of tensors in files of these names."""
-
     def end(self, file: StagedFile, number: int) -> None:
-        """Write what comes after the tensors of a shard."""
+        """Write what comes before and after the tensors of a shard."""
+
+    def index_bytes(self, homes: Mapping[str, str]) -> bytes:
+        """The index of tensors in files of these names, as Hugging Face's libraries write it."""
+        total = sum(self.specs[name].nbytes for shard in self.shards for name in self.own_names(shard))
+        table = {"metadata": {"total_size": total}, "weight_map": dict(sorted(homes.items()))}
+        text = json.dumps(table, ensure_ascii=False, indent=2) + "\n"
+        return text.encode(errors="backslashreplace")  # a file's name may not be UTF-8; JSON writes it so
+
+    def own_names(self, shard: Sequence[TensorSpec]) -> list[str]:
+        """The tensors of a shard that are written, less those that are another one's second name."""
+        return [spec.name for spec in shard]
 
     def stage_shards(
         self, shards: Shards, limit: int | None, *, force: bool, share: Share | None = None
@@ -96,6 +105,7 @@ class ShardedWriter(TensorWriter):
         Of a ``share``, only its own file, in its folder: what is at the final names is for `gather` to see.
         """
         count = len(shards)
+        self.refuse_excess(max(map(len, shards)), "cut it into more shards")
         if count > _MAX_SHARDS:
             raise UsageError(
                 f"{self.path}: {counted(count, 'shard')} of at most {limit} bytes, more than {_MAX_SHARDS}",
@@ -119,7 +129,7 @@ class ShardedWriter(TensorWriter):
         else:
             paths = {number: share.folder / at.name for number, at in paths.items() if number == share.number}
         self._numbers = list(paths)
-        self.order = [spec.name for number in paths for spec in shards[number]]
+        self.order = [name for number in paths for name in self.own_names(shards[number])]
         try:
             for number, target in paths.items():
                 force, plain = force or share is not None, count > 1 or share is not None
@@ -135,11 +145,6 @@ class ShardedWriter(TensorWriter):
         """Write a tensor at its place."""
         file, offset = self._places[spec.name]
         return put_at(file, pieces, offset)
-
-    def _settle(self, late: Mapping[str, str]) -> None:
-        super()._settle(late)
-        for number, file in zip(self._numbers, self._staged, strict=True):
-            self.begin(file, number)
 
     def _commit(self, check: Check | None) -> list[Path]:
         for number, file in zip(self._numbers, self._staged, strict=True):

@@ -24,9 +24,11 @@ from ckptkit.formats.readers import Relay
 EXTENSION = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 KERAS_INDEX, KERAS_SHARD = ".weights.json", ".weights.h5"
-INDEX_ENDINGS = (INDEX_SUFFIX, ".bin.index.json", ".h5.index.json", ".msgpack.index.json", KERAS_INDEX)
-_SHARD_ENDINGS = (EXTENSION, ".bin", ".pt", ".pth", ".msgpack", KERAS_SHARD)
-_NUMBERED = re.compile(r"-\d{5}-of-(?!00001\b)\d{5}\.(safetensors|bin|pt|pth|msgpack)$|_\d{5}\.weights\.h5$")
+TORCH_ENDINGS = (".bin", ".pt", ".pth")
+_HUB_ENDINGS = (EXTENSION, *TORCH_ENDINGS, ".msgpack")
+INDEX_ENDINGS = (*(f"{ending}.index.json" for ending in (*_HUB_ENDINGS, ".h5")), KERAS_INDEX)
+_SHARD_ENDINGS = (*_HUB_ENDINGS, KERAS_SHARD)
+_NUMBERED = re.compile(r"-\d{5}-of-(?!00001\b)\d{5}\.(safetensors|bin|pth?|msgpack)$|_\d{5}\.weights\.h5$")
 _MAX_INDEX_BYTES = 100_000_000
 _MAX_NAME_BYTES = 255  # no common file system takes a longer one
 _MAX_SHARDS = 1000
@@ -51,8 +53,22 @@ def index_of(name: str) -> str | None:
     >>> index_of("model-00001-of-00003.safetensors"), index_of("m_00001.weights.h5")
     ('model.safetensors.index.json', None)
     """
-    found = re.fullmatch(r"(.*)-\d{5}-of-(?!00001\b)\d{5}(\.(?:safetensors|bin|msgpack))", name)
+    found = re.fullmatch(r"(.*)-\d{5}-of-(?!00001\b)\d{5}(\.(?:safetensors|bin|pth?|msgpack))", name)
     return f"{found[1]}{found[2]}.index.json" if found else None
+
+
+def whole_of(name: str) -> str:
+    """What a checkpoint in shards would be called as one file, by the name of a shard or of its index.
+
+    Examples
+    --------
+    >>> whole_of("m-00001-of-00003.bin"), whole_of("m_00001.weights.h5"), whole_of("m.weights.json")
+    ('m.bin', 'm.weights.h5', 'm.weights.h5')
+    """
+    name = re.sub(r"_\d{5}(\.weights\.h5)$", r"\1", index_of(name) or name)
+    if name.endswith(KERAS_INDEX):
+        return name.removesuffix(KERAS_INDEX) + KERAS_SHARD
+    return name.removesuffix(".index.json") if name.endswith(INDEX_ENDINGS) else name
 
 
 def index_names(name: str) -> list[str]:
@@ -60,10 +76,10 @@ def index_names(name: str) -> list[str]:
 
     Examples
     --------
-    >>> index_names("m"), index_names("m.safetensors")[0], index_names("m.weights.h5")[-1]
-    (['m.safetensors.index.json', 'm.weights.json'], 'm.safetensors.index.json', 'm.weights.json')
+    >>> index_names("m"), index_names("m.pth")[0], index_names("m.weights.h5")[-1]
+    (['m.safetensors.index.json', 'm.bin.index.json', 'm.weights.json'], 'm.pth.index.json', 'm.weights.json')
     """
-    names = [name + ending for ending in (".index.json", EXTENSION + ".index.json")]
+    names = [f"{name}{ending}.index.json" for ending in ("", EXTENSION, TORCH_ENDINGS[0])]
     names.append(name.removesuffix(KERAS_SHARD) + KERAS_INDEX)
     return [name for name in names if name.endswith(INDEX_ENDINGS)]
 

@@ -417,6 +417,7 @@ class TfBundleWriter(TensorWriter):
         path = Path(path)
         self.prefix = path.with_name(path.name.removesuffix(".index") or path.name)
         super().__init__(self.prefix, map(self._holdable, specs), metadata)
+        self.refuse_excess(len(self.specs))
         self.order = sorted(self.specs, key=lambda name: name.encode())
         sizes = [self.specs[name].nbytes for name in self.order]
         self._offsets = dict(zip(self.order, accumulate(sizes, initial=0), strict=False))

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ckptkit.base.errors import ConversionError
+from ckptkit.base.files import StagedFile
 from ckptkit.base.tensors import Piece, TensorSpec
+from ckptkit.formats.sharded_writing import ShardedWriter, Share, cut
+from ckptkit.formats.shards import TORCH_ENDINGS
 from ckptkit.formats.torch_reader import METADATA_RECORD
-from ckptkit.formats.writing import SingleFileWriter, metadata_json
-from ckptkit.formats.zip import ZipWriter
+from ckptkit.formats.writing import metadata_json
+from ckptkit.formats.zip import Member, ZipWriter
 
 _ROOT = "archive"
 _BATCH = 1000
@@ -21,11 +24,12 @@ _VERSION_3_ONLY = frozenset({"uint16", "uint32", "uint64"})
 """Types whose storage class torch no longer has: like those that never had one, they are kept as bytes."""
 
 
-class TorchWriter(SingleFileWriter):
-    """A PyTorch checkpoint being written; see `ckptkit.formats.base.Writer`.
+class TorchWriter(ShardedWriter):
+    """Writes ``pytorch_model.bin``, or several files and an index where it exceeds ``max_shard_size``.
 
-    The file holds one ``OrderedDict`` of tensors, each in a storage of its own, and opens with
-    ``torch.load(weights_only=True, mmap=True)``.
+    A file holds one ``OrderedDict`` of tensors, each in a storage of its own, and opens with
+    ``torch.load(weights_only=True, mmap=True)``. Shards are ``pytorch_model-00001-of-00003.bin``, … and
+    ``pytorch_model.bin.index.json``; a tensor under a second name is in the shard of the first.
     """
 
     most = 80_000
@@ -37,6 +41,8 @@ class TorchWriter(SingleFileWriter):
         metadata: Mapping[str, str],
         *,
         force: bool = False,
+        max_shard_size: int | None = None,
+        share: Share | None = None,
         shared: Mapping[str, str] | None = None,
         tree: Mapping[str, Any] | None = None,
     ) -> None:
@@ -44,33 +50,67 @@ class TorchWriter(SingleFileWriter):
         for spec in self.specs.values():
             if not holds(spec):
                 raise ConversionError(f"{self.path}: {spec.name!r}: torch has no {spec.dtype}")
-        self.order = [name for name in self.order if name not in (shared or {})]
-        self.stage(force=force)
-        try:
-            self._zip = ZipWriter(self.file)
-            self._zip.add(f"{_ROOT}/data.pkl", checkpoint_pickle(list(self.specs.values()), tree, shared))
-            # No .format_version record: it would promise the exact spacing of torch's own writer, from which
-            # torch may then compute where storages are instead of looking it up.
-            self._zip.add(f"{_ROOT}/byteorder", b"little")
-            record = f"{_ROOT}/{METADATA_RECORD}"
-            self._record = self._zip.reserve(record, len(metadata_json(self.metadata)))
-            self._storages = {
-                name: self._zip.reserve(f"{_ROOT}/data/{index}", self.specs[name].nbytes)
-                for index, name in enumerate(self.order)
-            }
-        except BaseException:
-            self.file.discard()
-            raise
+        name = self.path.name
+        self.ending = next((ending for ending in TORCH_ENDINGS if name.endswith(ending)), TORCH_ENDINGS[0])
+        self.index_ending = f"{self.ending}.index.json"
+        self._shared, self._tree = dict(shared or {}), tree
+        self._archives: dict[int, tuple[ZipWriter, Member]] = {}
+        self._storages: dict[str, tuple[ZipWriter, Member]] = {}
+        self.stage_shards(self._cut(max_shard_size), max_shard_size, force=force, share=share)
+
+    def _cut(self, limit: int | None) -> list[list[TensorSpec]]:
+        """The shards, each in the order of the whole."""
+        own = (spec for name, spec in self.specs.items() if name not in self._shared)
+        homes = {
+            spec.name: number
+            for number, shard in enumerate(cut(([spec] for spec in own), limit))
+            for spec in shard
+        }
+        shards: list[list[TensorSpec]] = [[] for _ in {0, *homes.values()}]
+        for name, spec in self.specs.items():
+            shards[homes[self._shared.get(name, name)]].append(spec)
+        return shards
+
+    def own_names(self, shard: Sequence[TensorSpec]) -> list[str]:
+        """The tensors of a shard that have a storage of their own."""
+        return [spec.name for spec in shard if spec.name not in self._shared]
+
+    def _stem(self) -> str:
+        return self.path.name.removesuffix(self.ending)
+
+    def index_path(self) -> Path:
+        """Where the index will be."""
+        return self.path.with_name(self._stem() + self.index_ending)
+
+    def shard_path(self, number: int, count: int) -> Path:
+        """Where a shard will be."""
+        return self.path.with_name(f"{self._stem()}-{number + 1:05d}-of-{count:05d}{self.ending}")
+
+    def begin(self, file: StagedFile, number: int) -> Mapping[str, int]:
+        """Write the pickle, and give every storage its place in the archive."""
+        shard, archive = self.shards[number], ZipWriter(file)
+        archive.add(f"{_ROOT}/data.pkl", checkpoint_pickle(shard, self._tree, self._shared))
+        # No .format_version record: it would promise the exact spacing of torch's own writer, from which
+        # torch may then compute where storages are instead of looking it up.
+        archive.add(f"{_ROOT}/byteorder", b"little")
+        record = archive.reserve(f"{_ROOT}/{METADATA_RECORD}", len(metadata_json(self.metadata)))
+        self._archives[number] = archive, record
+        for index, name in enumerate(self.own_names(shard)):
+            storage = archive.reserve(f"{_ROOT}/data/{index}", self.specs[name].nbytes)
+            self._storages[name] = archive, storage
+        return {}
 
     def put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
         """Write a tensor at its place."""
-        return self._zip.fill(self._storages[spec.name], pieces)
+        archive, storage = self._storages[spec.name]
+        return archive.fill(storage, pieces)
 
-    def end(self) -> None:
+    def end(self, file: StagedFile, number: int) -> None:
         """Write what is not the tensors."""
-        self._zip.fill(self._record, [metadata_json(self.metadata)])
-        self._zip.add(f"{_ROOT}/version", b"3\n")
-        self._zip.close()
+        archive, record = self._archives[number]
+        archive.fill(record, [metadata_json(self.metadata)])
+        archive.add(f"{_ROOT}/version", b"3\n")
+        archive.close()
 
 
 @dataclass(frozen=True)
@@ -101,7 +141,7 @@ def checkpoint_pickle(
     shared = shared or {}
     own = [spec.name for spec in specs if spec.name not in shared]
     storages = {name: index for index, name in enumerate(own)}
-    pickler = _Pickler({**storages, **{name: storages[other] for name, other in shared.items()}})
+    pickler = _Pickler({spec.name: storages[shared.get(spec.name, spec.name)] for spec in specs})
     state_dict = {spec.name: spec for spec in specs}
     written = pickler.state_dict(state_dict) if tree is None else pickler.value(tree)
     return b"".join([b"\x80\x02", *written, b"."])

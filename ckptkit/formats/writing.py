@@ -71,16 +71,18 @@ class TensorWriter(ABC):
             if not is_unicode(spec.name):
                 raise ConversionError(f"{path}: the tensor name {spec.name!r} is not valid Unicode")
             self.specs[spec.name] = spec
-        if len(self.specs) > self.most:
-            raise ConversionError(
-                f"{path}: {counted(len(self.specs), 'tensor')}; such a file is read with "
-                f"{self.most:,} at most",
-                hint="choose safetensors",
-            )
         self.order = list(self.specs)
         self._begun: set[str] = set()
         self._written = 0
         self._lock = threading.Lock()
+
+    def refuse_excess(self, tensors: int, hint: str = "choose safetensors") -> None:
+        """Refuse more tensors in one file than are read."""
+        if tensors > self.most:
+            raise ConversionError(
+                f"{self.path}: {counted(tensors, 'tensor')}; such a file is read with {self.most:,} at most",
+                hint=hint,
+            )
 
     def write(self, name: str, array: Array | RawTensor) -> int:
         """Write one tensor at its place, cast to its spec's dtype; returns the crc32c of its bytes."""
@@ -174,6 +176,7 @@ class SingleFileWriter(TensorWriter):
 
     def stage(self, *, force: bool) -> None:
         """Begin the file; UsageError where a checkpoint is there already, without ``force``."""
+        self.refuse_excess(len(self.specs))
         refuse_existing_checkpoint(self.path, force=force)
         self.file = StagedFile(self.path, force=force)
 

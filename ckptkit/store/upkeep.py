@@ -37,6 +37,7 @@ from ckptkit.base.folders import NEW, OLD
 from ckptkit.base.home import is_writable
 from ckptkit.base.locks import hold
 from ckptkit.base.writers import has_token, is_gone, new_writer, release
+from ckptkit.formats.shards import index_names, whole_of
 from ckptkit.store.cache import IMPORTED, KINDS, Home, Record, safe_id
 from ckptkit.store.unpack import MARKER, UNPACKING, archive_members, is_archive_name, read_marker
 
@@ -54,10 +55,9 @@ SHARED: dict[str, tuple[Kind, re.Pattern[str]]] = {
 `ckptkit.models.onnx_model` exported, and evaluations that were not finished. Here each is ``onnx/<name>``."""
 _EVALUATION_HEAD = (b'{"format": ', b'"identity": ')
 _HEAD_BYTES = 4096
-_CONVERSION = re.compile(r".+-(?:float(?:16|32|64)|bfloat16|float8\w+|mixed)(?:\.|-\d{5}-of-).*|.+-mixed")
-"""What `Home.converted_path` and its shards are called."""
+_CONVERSION = re.compile(r".+-(?:float(?:16|32|64)|bfloat16|float8\w+|mixed)\..*|.+-mixed")
+"""What `Home.converted_path` is called."""
 _RECORD_BYTES = 1 << 20
-_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}(?P<ending>\.safetensors)")
 _SILENT_SECONDS = 600.0
 """Where no lock can tell whether a file is being written: how long one that is may pause."""
 
@@ -208,7 +208,7 @@ def _has_mark(folder: Folder, kind: str, id: str, locked: bool) -> bool:
     if any(is_temporary(Path(name)) or (name.startswith(".") and has_token(Path(name))) for name in names):
         return True
     if kind == "converted":
-        return any(_CONVERSION.fullmatch(name) for name in names)
+        return any(_CONVERSION.fullmatch(whole_of(name)) for name in names)
     ending = ".record" if kind == "logs" else ".json"
     records = [name for name in names if name.endswith(ending) and folder.has_file(name)]
     if kind == "logs":
@@ -352,19 +352,15 @@ def _conversions(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
     for path in _visible(folder):
         groups.setdefault(_group(path.name), []).append(path)
     for name, files in groups.items():
-        index = folder / f"{name}.index.json"
-        yield (index if index in files else folder / name), files
+        indexes = map(folder.joinpath, index_names(name))
+        yield next((index for index in indexes if index in files), folder / name), files
 
 
 def _group(name: str) -> str:
     """Name of the conversion that a file is of."""
-    if shard := _SHARD.fullmatch(name):
-        return shard["stem"] + shard["ending"]
-    if name.endswith(".safetensors.index.json"):
-        return name.removesuffix(".index.json")
     if name.endswith(".index"):
         return name.removesuffix(".index")
-    return re.sub(r"\.data-\d{5}-of-\d{5}$", "", name)
+    return whole_of(re.sub(r"\.data-\d{5}-of-\d{5}$", "", name))
 
 
 def _is_id(name: str) -> bool:

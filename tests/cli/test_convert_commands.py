@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -416,6 +417,20 @@ def test_rules_of_ones_own_both_ways(foreign, tmp_path):
         np.testing.assert_array_equal(archive["net/conv/kernel"], FOREIGN["net/conv/kernel"])
 
 
+def test_rules_of_ones_own_into_shards_and_back(foreign, tmp_path, capsys):
+    (tmp_path / "rules.yaml").write_text(RULES)
+    by_rules = ("convert", "--rules", tmp_path / "rules.yaml")
+    there = runner(capsys)(*by_rules, foreign, "-o", tmp_path / "net.bin", "--max-shard-size", "1")
+    assert there.code == 0, there.err
+    index = tmp_path / "net.bin.index.json"
+    homes = {"conv.weight": "net-00001-of-00002.bin", "conv.bias": "net-00002-of-00002.bin"}
+    assert json.loads(index.read_text())["weight_map"] == homes
+    back = runner(capsys)(*by_rules, "--reverse", index, "-o", tmp_path / "back.npz")
+    assert back.code == 0, back.err
+    with np.load(tmp_path / "back.npz") as archive:
+        np.testing.assert_array_equal(archive["net/conv/kernel"], FOREIGN["net/conv/kernel"])
+
+
 def test_what_is_left_out_and_what_else_is_in_the_file_are_named(foreign, tmp_path, capsys):
     """As Lightning leaves it: beside the state dict there is all that training needs."""
     torch = pytest.importorskip("torch")
@@ -505,7 +520,7 @@ def test_the_ending_of_the_output_decides_the_format(ckptkit, foreign, output, o
         (["-o", "k.pth/m.safetensors.index.json"], "give -o k.pth/m.safetensors --max-shard-size 5GB"),
         (["-o", "s3://bucket/k.keras"], "give -o s3://bucket/k.weights.h5"),
         (["-o", "s3://bucket/k.h5", "--to", "keras"], "give -o s3://bucket/k.weights.h5, or --to keras2"),
-        (["-o", "k.pth", "--max-shard-size", "1GB"], "only safetensors, keras and dcp have shards"),
+        (["-o", "k.npz", "--max-shard-size", "1GB"], "only safetensors, torch, keras and dcp have shards"),
         (["-o", "net.npz", "--force"], "give another --output"),
         (["-o", "./net.npz", "--force"], "net.npz is the source itself"),
         (["-o", "folder.npz"], "give -o folder.npz/ to write into it"),

@@ -309,7 +309,6 @@ class TestRealFiles:
         ({"settings": {"attn_force_fp32": True}}, "--set"),
         ({"resolution": (384, 384)}, "--resolution"),
         ({"weights": "ema"}, "has no ema weights"),
-        ({"max_shard_size": 100}, "--max-shard-size"),
     ],
 )
 def test_options_of_an_architecture_are_refused(tmp_path, options, named):

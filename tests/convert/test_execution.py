@@ -178,7 +178,7 @@ class Liar:
 
 @pytest.mark.parametrize(
     ("to", "max_shard_size"),
-    [*((to, None) for to in FORMATS), ("safetensors", 5_000_000), ("keras", 5_000_000)],
+    [*((to, None) for to in FORMATS), *((to, 5_000_000) for to in ("safetensors", "torch", "keras"))],
 )
 def test_a_result_that_is_not_what_was_written_does_not_stay(
     bundles, tmp_path, monkeypatch, to, max_shard_size
@@ -198,7 +198,7 @@ def test_a_result_that_is_not_what_was_written_does_not_stay(
 
 @pytest.mark.parametrize(
     ("to", "max_shard_size"),
-    [("safetensors", None), ("safetensors", 5_000_000), ("keras", 5_000_000), ("tf", None)],
+    [("safetensors", None), *((to, 5_000_000) for to in ("safetensors", "torch", "keras")), ("tf", None)],
 )
 def test_what_stood_there_stays_when_the_new_result_does_not_hold(
     bundles, tmp_path, monkeypatch, to, max_shard_size

@@ -180,7 +180,7 @@ KERNEL = "moat/block_01_00/expand_conv/kernel"
         (lambda s: s, {"layout": "onnx"}, NotFoundError, "choose from torch, deeplab2, keras"),
         (lambda s: s, {"dtype": "int8"}, UsageError, "choose from float32, float16, bfloat16"),
         (lambda s: s, {"to": "xyz"}, UsageError, "choose from safetensors, torch, tf, keras, keras2, npz"),
-        (lambda s: s, {"to": "torch", "max_shard_size": 1}, UsageError, "keras and dcp have shards"),
+        (lambda s: s, {"to": "npz", "max_shard_size": 1}, UsageError, "torch, keras and dcp have shards"),
         (lambda s: s, {"weights": "ema"}, UsageError, "no moving averages"),
     ],
     ids=lambda value: None if callable(value) else str(value),  # an address would differ between workers

@@ -128,6 +128,12 @@ def test_shards(held: dict[str, Any], limit: int) -> None:
 
 
 @settings(max_examples=30, deadline=None)
+@given(held=checkpoints(HOLDS["torch"] & HOLDS["tf"]), limit=st.integers(1, 400))
+def test_shards_of_torch(held: dict[str, Any], limit: int) -> None:
+    _in_shards("pytorch_model.bin", "torch", held, limit)
+
+
+@settings(max_examples=30, deadline=None)
 @given(held=checkpoints(HOLDS["keras"]), limit=st.integers(1, 400))
 def test_shards_of_keras(held: dict[str, Any], limit: int) -> None:
     _in_shards("m.weights.h5", "keras", {f"{name}/vars/0": array for name, array in held.items()}, limit)

@@ -93,6 +93,7 @@ def test_a_contradiction_is_refused_with_both_ways_out(format, other):
         ("m.ckpt.index", "prefix", "m.ckpt"),
         ("m.index", "prefix", "m.ckpt"),
         ("m.safetensors.index.json", "shards", "m.safetensors --max-shard-size 5GB"),
+        ("pytorch_model.bin.index.json", "shards", "pytorch_model.pth --max-shard-size 5GB"),
         ("m.gguf", "GGUF", "m.safetensors"),
         ("m.tflite", "TFLite", "m.safetensors"),
         ("m.npy", "single array", "m.npz"),

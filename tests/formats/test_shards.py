@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from ckptkit.base.errors import FormatError, UsageError
+from ckptkit.cli.app import main
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.keras import KerasH5Writer
+from ckptkit.formats.torch_writer import TorchWriter
 from tests.support.damage import mutations, survives
 from tests.support.hdf5_files import h5py
 from tests.support.tensors import specs_of, write_all
@@ -91,6 +93,70 @@ def test_torch_writes_them(tmp_path: Path) -> None:
     with open_reader(tmp_path) as reader:
         assert reader.read("a").astype(np.float32).tolist() == held["a"].float().tolist()
         assert reader.read("b").item() == 7
+
+
+def test_transformers_loads_what_is_written(tmp_path: Path) -> None:
+    """By its own loader; names, index and what is in each shard are those of huggingface_hub."""
+    torch = pytest.importorskip("torch")
+    hub = pytest.importorskip("huggingface_hub")
+    trainer_utils = pytest.importorskip("transformers.trainer_utils")
+    model, filled = (
+        torch.nn.ModuleDict(
+            {"a": torch.nn.Linear(8, 8), "b": torch.nn.Linear(8, 8), "c": torch.nn.Linear(8, 8, bias=False)}
+        )
+        for _ in range(2)
+    )
+    for one in (model, filled):
+        one["c"].weight = one["a"].weight
+        one.half().register_buffer("steps", torch.tensor(7))
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    theirs.mkdir()
+    hub.save_torch_state_dict(
+        model.state_dict(), theirs, safe_serialization=False, max_shard_size=200, shared_tensors_to_discard=[]
+    )
+    torch.save(model.state_dict(), tmp_path / "m.pth")
+    command = f"convert {tmp_path}/m.pth --layout as-is --max-shard-size 200 -o {ours}/pytorch_model.bin"
+    with pytest.raises(SystemExit, match="0"):
+        main(shlex.split(command))
+    index = "pytorch_model.bin.index.json"
+    assert json.loads((ours / index).read_text()) == json.loads((theirs / index).read_text())
+    assert sorted(path.name for path in ours.iterdir()) == sorted(path.name for path in theirs.iterdir())
+    for shard in theirs.glob("*.bin"):
+        held, wanted = (torch.load(folder / shard.name, weights_only=True) for folder in (ours, theirs))
+        assert list(held) == list(wanted)
+        assert all(torch.equal(held[name], tensor) for name, tensor in wanted.items())
+        if "c.weight" in held:
+            assert held["c.weight"].data_ptr() == held["a.weight"].data_ptr()
+    trainer_utils.load_sharded_checkpoint(filled, ours)
+    assert all(torch.equal(filled.state_dict()[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "shard", "index"),
+    [
+        ("pytorch_model.bin", "pytorch_model-00002-of-00003.bin", "pytorch_model.bin.index.json"),
+        ("m.pth", "m-00002-of-00003.pth", "m.pth.index.json"),
+        ("m.v2.pt", "m.v2-00002-of-00003.pt", "m.v2.pt.index.json"),
+        ("m.pth.tar", "m.pth.tar-00002-of-00003.bin", "m.pth.tar.bin.index.json"),
+        ("m", "m-00002-of-00003.bin", "m.bin.index.json"),
+    ],
+)
+def test_names_of_the_shards_of_pytorch(tmp_path: Path, name: str, shard: str, index: str) -> None:
+    held = {one: np.full(3, number, "f4") for number, one in enumerate("abcd")}
+    more: dict[str, Any] = {"max_shard_size": 12, "shared": {"d": "b"}}
+    path = tmp_path / name
+    with TorchWriter(path, specs_of(held), {"note": "x"}, **more) as writer:
+        for one in writer.order:
+            writer.write(one, held[one])
+        assert [file.name for file in writer.finish()][1::2] == [shard, index]
+    for opened in (tmp_path, tmp_path / index):
+        with open_reader(opened) as reader:
+            assert {one: reader.read(one)[0] for one in reader.specs} == {"a": 0, "b": 1, "c": 2, "d": 1}
+            assert (reader.same, reader.metadata["note"]) == ({"d": "b"}, "x")
+    with pytest.raises(UsageError, match="exists already"):
+        TorchWriter(path, specs_of(held), {})
+    write_all(TorchWriter(path, specs_of({"a": held["a"]}), {}, force=True), {"a": held["a"]})
+    assert [file.name for file in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.parametrize("by_folder", [False, True])

@@ -86,6 +86,7 @@ def test_misuse_is_refused(kind: Callable[..., Any], name: str, tmp_path: Path) 
 SHARDED = [
     pytest.param(partial(SafetensorsWriter, max_shard_size=1000), "m.safetensors", id="shards"),
     pytest.param(partial(KerasH5Writer, max_shard_size=1000), "m.weights.h5", id="shards of Keras"),
+    pytest.param(partial(TorchWriter, max_shard_size=1000), "m.bin", id="shards of PyTorch"),
 ]
 
 
@@ -202,7 +203,10 @@ WAYS: dict[str, dict[str, Write]] = {
         "tf": lambda p, v: write("tf", p, v),
         "torch": lambda p, v: write("torch", p, v),
     },
-    "m.bin": {"torch": lambda p, v: write("torch", p, v)},
+    "m.bin": {
+        "one file": lambda p, v: write("torch", p, v),
+        "two shards": lambda p, v: write("torch", p, v, max_shard_size=100),
+    },
     "m.weights.h5": {
         "one file": lambda p, v: write("keras", p, v),
         "two shards": lambda p, v: write("keras", p, v, max_shard_size=100),
@@ -216,7 +220,7 @@ WAYS: dict[str, dict[str, Write]] = {
 }
 BEFORE: dict[str, dict[str, Write]] = {
     **WAYS,
-    "m.bin": {**WAYS["m.bin"], "shards": torch_in_shards},
+    "m.bin": {**WAYS["m.bin"], "shards of others": torch_in_shards},
     "m.ckpt": {**WAYS["m.ckpt"], "three data files": tf_of_three_files},
 }
 ORDERS = [

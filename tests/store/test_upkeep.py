@@ -123,7 +123,9 @@ def test_files_of_one_conversion_are_one(home: Home) -> None:
     folder = home.converted_folder("m")
     folder.mkdir(parents=True)
     names = ["a.ckpt.index", "a.ckpt.data-00000-of-00001", "b-00001-of-00002.safetensors",
-             "b-00002-of-00002.safetensors", "b.safetensors.index.json", "c.pth"]  # fmt: skip
+             "b-00002-of-00002.safetensors", "b.safetensors.index.json", "c.pth",
+             "d-00001-of-00001.pth", "e-00001-of-00002.pth", "e-00002-of-00002.pth", "e.pth.index.json",
+             "f_00000.weights.h5", "f_00001.weights.h5", "f.weights.json"]  # fmt: skip
     for name in names:
         (folder / name).write_bytes(b"12345")
     (holding,) = holdings(home, examine=False)
@@ -131,6 +133,9 @@ def test_files_of_one_conversion_are_one(home: Home) -> None:
         "a.ckpt": 10,
         "b.safetensors.index.json": 15,
         "c.pth": 5,
+        "d-00001-of-00001.pth": 5,
+        "e.pth.index.json": 15,
+        "f.weights.json": 15,
     }
 
 
