@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ckptkit.compare.diff import Difference, LayoutChoice
     from ckptkit.compare.inspect import Inspection, Sort
     from ckptkit.compare.rules_check import RulesCheck
+    from ckptkit.compare.security import SecurityReport
     from ckptkit.compare.suggesting import Suggestion
     from ckptkit.compare.verify import VerifyReport
     from ckptkit.convert.loading import LoadedTensors
@@ -440,6 +441,42 @@ def inspect(
         far=not stats or "leave stats out",
     )
     return inspect_file(located, InspectRequest(pattern, sort, stats, layout, weights))
+
+
+@public
+def scan(what: Named) -> SecurityReport:
+    r"""List what would run, or leave its folder, when a file is loaded elsewhere; nothing of it runs here.
+
+    Parameters
+    ----------
+    what : str, Path or Entry
+        Id or entry of what has been fetched, or a file or folder of any kind.
+
+    Returns
+    -------
+    SecurityReport
+        ``.ok`` (everything in it is known to be harmless), ``.verdict``; ``.findings``, each with
+        ``severity`` (``"dangerous"``, ``"suspicious"``, ``"harmless"``), ``what``, ``why``, ``place``,
+        ``offset``; ``.to_json()``.
+
+    Raises
+    ------
+    NotFoundError, StorageError
+        Nothing there; it cannot be read.
+
+    Examples
+    --------
+    >>> import ckptkit, pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "stranger.pkl")
+    >>> _ = path.write_bytes(b"cos\nsystem\n(S'id'\ntR.")
+    >>> report = ckptkit.scan(path)
+    >>> report.ok, report.findings[0].what, report.findings[0].severity
+    (False, 'os.system', 'dangerous')
+    """
+    from ckptkit.compare.scan import scan_path
+
+    located = workspace_of_environment().locate(what, fetch=False)
+    return scan_path(located.artefact or located.path)
 
 
 @public

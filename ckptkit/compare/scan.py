@@ -6,7 +6,10 @@ is imported, called or unpacked to the disk. What cannot be looked at is a findi
 
 from __future__ import annotations
 
+import bz2
 import io
+import itertools
+import lzma
 import os
 import re
 import stat
@@ -14,11 +17,12 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from tarfile import HeaderError, TarInfo
 from typing import Any, BinaryIO
 
-from ckptkit.base.budget import Budget
+from ckptkit.base.budget import LIMITS, Budget, Limit
 from ckptkit.base.errors import FormatError, MissingDependencyError, NotFoundError
 from ckptkit.base.files import storage_error
 from ckptkit.base.tensors import DTYPES
@@ -32,15 +36,17 @@ from ckptkit.formats.dcp import ENDING
 from ckptkit.formats.hdf5_reader import Hdf5File
 from ckptkit.formats.mapped_file import MappedFile, MappedPart
 from ckptkit.formats.members import DEFAULT_LIMITS, unsafe_name
+from ckptkit.formats.npz import MAX_HEADER_BYTES, parse_header
 from ckptkit.formats.onnx import is_onnx
 from ckptkit.formats.pickle_machine import GlobalName
 from ckptkit.formats.pickle_names import builds_a_value, what_it_does
-from ckptkit.formats.pickle_trace import PICKLE_ENDINGS, Held, Trace, Use, trace
+from ckptkit.formats.pickle_trace import PICKLE_ENDINGS, UNPACKS, Held, Trace, Use, trace
 from ckptkit.formats.protobuf_wire import WireError
 from ckptkit.formats.tar import TAR_BLOCK, TarStream, decompressed, tar_entries
 from ckptkit.formats.torch_pickle import UNDERSTOOD, storage_dtype
 from ckptkit.formats.torch_reader import MAX_PICKLE_HEAD, is_pickle, legacy_start
 from ckptkit.formats.zip import (
+    CENTRAL_MAGIC,
     DEFLATED,
     END,
     END_MAGIC,
@@ -59,10 +65,10 @@ _MAX_UNPACKED = 64 << 20
 _NPY_MARK = b"\x93NUMPY"
 _LEGACY_PICKLES = 4
 """Pickles after the magic number of a legacy file of torch: version, system, object, storages."""
-_UNPACKS = "torch.storage._load_from_bytes"
-"""Loads the bytes that it is given, which are looked at as well."""
-_MAX_PICKLES = 10_000
+_LIMITS = {**LIMITS, "steps": Limit("steps of work", 1_200_000, 10, 1 << 30)}
+"""A pickle of any honest size is followed to its end: an opcode takes at most 8 steps a byte, and some."""
 _MAX_LOCAL, _MAX_LINK, _MAX_TEXT, _HEAD = 10_000, 4096, 16 << 20, 4096
+_LZMA_MEMORY = 64 << 20
 _SHOWN = 200
 _RECORDS = frozenset({"storages", "tensors"})
 """Members of torch's first format, a tar, that are pickles with other bytes between them."""
@@ -77,6 +83,14 @@ _OF_NUMBERS = frozenset({"", "pickle", "packed file", "ONNX model"})
 """What the bytes of a storage can look like by chance."""
 _END_BYTES = END.size + 0xFFFF
 _PROTOCOL = re.compile(rb"\x80[\x00-\x05]")
+_NAME = re.compile(r"[A-Za-z_][\w.]*")
+_IMPORT = re.compile(
+    rb"(?<![\w.])([\w.]{2,100})\n([\w.]{1,100})\n"
+    rb"|\x8c.([\w.]{1,100})(?:\x94|q.|r....)?\x8c.([\w.]{1,100})(?:\x94|q.|r....)?\x93",
+    re.DOTALL,
+)
+"""Bytes that import a name: two lines, of which the first follows an opcode, or two short texts."""
+_NPY_HEAD = MAX_HEADER_BYTES + 12
 
 
 def scan_path(path: Path) -> SecurityReport:
@@ -132,6 +146,7 @@ class _Scan:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._findings: dict[Finding, None] = {}
+        self._harmless: set[tuple[str, str]] = set()
         self._scanned: Counter[str] = Counter()
         self._omitted = 0
         self.within = ""
@@ -151,14 +166,20 @@ class _Scan:
         except OSError as error:
             raise storage_error(error, path) from error
         with closing(MappedFile(path)) as file:
-            self._budget = Budget(file.size, ValueError)
+            self._budget = Budget(file.size, ValueError, _LIMITS)
             self._file(file, self.within, path.name, 0)
 
     # -- findings ------------------------------------------------------------------------------------------
 
     def _add(self, finding: Finding) -> None:
+        finding = replace(finding, file=self.within)
         if finding in self._findings:
             return
+        if finding.severity == "harmless":  # a name that is known, once for each file
+            key = self.within, finding.what
+            if key in self._harmless:
+                return
+            self._harmless.add(key)
         if len(self._findings) < _MAX_FINDINGS:
             self._findings[finding] = None
             return
@@ -174,7 +195,7 @@ class _Scan:
 
     # -- files ---------------------------------------------------------------------------------------------
 
-    def _file(self, file: MappedFile, place: str, name: str, depth: int) -> None:
+    def _file(self, file: MappedFile, place: str, name: str, depth: int, *, is_loaded: bool = False) -> None:
         """Tell what a file or member is by its first bytes, and look into it."""
         if not file.size:
             return
@@ -187,6 +208,8 @@ class _Scan:
             self._look("zip archive", _Scan._zip, file, place, name, depth=depth)
         if look is not None:
             self._look(kind, look, file, place, name, depth=depth)
+        elif is_loaded:  # as a pickle, whatever it looks like
+            self._look("pickle", _Scan._pickles, file, place, ".pkl", depth=depth)
         elif depth == 0 and packer is None:
             self._pickles(file, place, name, depth)
 
@@ -257,21 +280,24 @@ class _Scan:
             if stat.S_ISLNK(mode) and entry.size < _MAX_LINK:
                 link = b"".join(contents(file, entry)).decode(errors="replace")
             self._member(_under(place, entry.name), entry.name, link or None)
-            if not entry.size or (entry.name.startswith(storages) and self._is_numbers(file, entry)):
+            if not entry.size or (entry.name.startswith(storages) and self._is_numbers(file, entry, place)):
                 continue
             if entry.method == STORED:
                 self._content(MappedPart(file, entry.offset, entry.size), place, entry.name, depth)
-            elif entry.method == DEFLATED:
+            elif entry.method == DEFLATED or entry.method in _DECODERS:
                 self._packed(file, entry, place, depth)
             else:
                 self._not_scanned(_under(place, entry.name), entry.name, "is encrypted or packed unusually")
 
-    def _is_numbers(self, file: MappedFile, entry: ZipEntry) -> bool:
+    def _is_numbers(self, file: MappedFile, entry: ZipEntry, place: str) -> bool:
         """Whether a storage of torch, which can begin with any bytes, is nothing that others would open."""
         if entry.method != STORED or entry.name.endswith(PICKLE_ENDINGS):
             return False
         inner = MappedPart(file, entry.offset, entry.size)
-        return self._kind(inner, inner.data[: min(inner.size, MAX_PICKLE_HEAD)], "")[0] in _OF_NUMBERS
+        kind = self._kind(inner, inner.data[: min(inner.size, MAX_PICKLE_HEAD)], "")[0]
+        if kind == "pickle":
+            self._follow(inner, _under(place, entry.name), "", _MAX_NESTED, at=0, most=1, is_certain=False)
+        return kind in _OF_NUMBERS
 
     def _content(self, file: MappedFile, place: str, name: str, depth: int) -> None:
         """Look into a member."""
@@ -287,24 +313,27 @@ class _Scan:
         """Unpack a member, as far as it is of a kind that is looked into."""
         raw = bytearray()
         try:
-            for piece in contents(file, entry):
+            for piece in contents(file, entry) if entry.method == DEFLATED else _decoded(file, entry):
                 raw += piece
-                first = _InMemory(file.path, bytes(raw[:_HEAD]))
+                first = _InMemory(file.path, bytes(raw[:_NPY_HEAD]))
                 name = entry.name.rpartition("/")[2]
                 if len(raw) == len(piece) and not self._is_looked_into(first, entry.name, name):
                     return
                 self._budget.spend(nbytes=len(piece))
                 if len(raw) > _MAX_UNPACKED:
                     break
-        except FormatError as error:
-            self._not_scanned(_under(place, entry.name), entry.name, error.reason)
+        except (FormatError, OSError, ValueError, EOFError, lzma.LZMAError) as error:
+            reason = error.reason if isinstance(error, FormatError) else str(error)
+            self._not_scanned(_under(place, entry.name), entry.name, reason)
         self._content(_InMemory(file.path, bytes(raw)), place, entry.name, depth)
 
     def _is_looked_into(self, file: MappedFile, name: str, last: str) -> bool:
         if name.endswith(".py"):
             return True
         kind, look = self._kind(file, file.data[:MAX_PICKLE_HEAD], last)
-        return look is not None and (kind != "NumPy file" or _holds_objects(file.data[:_HEAD]))
+        return look is not None and (
+            kind != "NumPy file" or _holds_objects(file.data[: min(file.size, _NPY_HEAD)])
+        )
 
     def _local_members(self, file: MappedFile, place: str, *, in_a_row: bool) -> None:
         """Look into members by their own headers, where the directory cannot be trusted."""
@@ -313,39 +342,33 @@ class _Scan:
             at = file.data.find(LOCAL_MAGIC, at, file.size)
             if at < 0 or at + LOCAL.size > file.size:
                 return
-            _, _, flags, method, _, _, _, packed, _, named, extra = LOCAL.unpack(
-                file.data[at : at + LOCAL.size]
-            )
+            _, _, flags, _, _, _, _, packed, _, named, extra = LOCAL.unpack(file.data[at : at + LOCAL.size])
             start = at + LOCAL.size + named + extra
             raw = file.data[at + LOCAL.size : at + LOCAL.size + named]
             name = raw.decode(errors="backslashreplace")
             at += 4
             if start >= file.size:
                 continue
-            size = file.size - start if flags & 8 or packed > file.size - start else packed
+            size = _until_next(file, start, packed=0 if flags & 8 else packed)
             self._member(_under(place, name), name)
             self._budget.spend(steps=64)
             if size and not (in_a_row and "/data/" in name):
-                self._local_member(file, (start, size), place, name, is_packed=method == DEFLATED)
+                self._local_member(file, (start, size), place, name)
 
-    def _local_member(
-        self, file: MappedFile, where: tuple[int, int], place: str, name: str, *, is_packed: bool
-    ) -> None:
+    def _local_member(self, file: MappedFile, where: tuple[int, int], place: str, name: str) -> None:
         """Look into a pickle or an array; archives in it are found by the same search."""
         start, size = where
         inner: MappedFile = MappedPart(file, start, size)
-        if is_packed:
-            unpacked = b""
-            with suppress(zlib.error):
-                packed = file.data[start : start + min(size, _MAX_TEXT)]
-                unpacked = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, _MAX_TEXT)
-            self._budget.spend(nbytes=_HEAD + len(unpacked))
-            inner = _InMemory(file.path, unpacked)
         last = name.rpartition("/")[2]
-        head = inner.data[: min(inner.size, MAX_PICKLE_HEAD)]
-        kind, look = self._kind(inner, head, last)
-        if inner.size and look in (_Scan._pickles, _Scan._npy):
-            self._look(kind, look, inner, _under(place, name), last, depth=_MAX_NESTED)
+        packed = file.data[start : start + min(size, _MAX_TEXT)]
+        unpacked = b""
+        with suppress(zlib.error):  # the method, too, may differ from the directory's
+            unpacked = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, _MAX_TEXT)
+        self._budget.spend(nbytes=_HEAD + len(unpacked))
+        for one in (_InMemory(file.path, unpacked), inner):
+            kind, look = self._kind(one, one.data[: min(one.size, MAX_PICKLE_HEAD)], last)
+            if one.size and look in (_Scan._pickles, _Scan._npy):
+                self._look(kind, look, one, _under(place, name), last, depth=_MAX_NESTED)
 
     def _zlib(self, file: MappedFile, place: str, name: str, depth: int) -> None:
         raw = bytearray()
@@ -387,7 +410,7 @@ class _Scan:
             self._add(Finding("suspicious", "archive-path", _under(place, name), None, name[:_SHOWN], why))
         if not entry.isfile() or not entry.size:
             return
-        head = stream.read_exactly(min(_HEAD, entry.size))
+        head = stream.read_exactly(min(_NPY_HEAD, entry.size))
         first, last = _InMemory(path, head), name.rpartition("/")[2]
         if not self._is_looked_into(first, name, last):
             return
@@ -400,36 +423,48 @@ class _Scan:
     # -- pickles -------------------------------------------------------------------------------------------
 
     def _npy(self, file: MappedFile, place: str, name: str, depth: int) -> None:
-        head = file.data[: min(file.size, _HEAD)]
+        head = file.data[: min(file.size, _NPY_HEAD)]
         if _holds_objects(head):
-            self._follow(file, place, name, depth, at=_npy_start(head), most=1, is_certain=True)
+            self._follow(file, place, "", depth, at=_npy_start(head), most=1, is_certain=True)
 
     def _pickles(self, file: MappedFile, place: str, name: str, depth: int) -> None:
         tail = file.data[file.size - 1 : file.size]
         is_certain = is_pickle(file.data[: min(file.size, MAX_PICKLE_HEAD)], tail)
         legacy = legacy_start(file) if file.data[:1] in (b"\x80", b"L") else None
-        most = _LEGACY_PICKLES if legacy else _MAX_PICKLES
+        most = _LEGACY_PICKLES if legacy else None
         self._follow(file, place, name, depth, at=legacy or 0, most=most, is_certain=is_certain)
 
     def _follow(
-        self, file: MappedFile, place: str, name: str, depth: int, *, at: int, most: int, is_certain: bool
+        self,
+        file: MappedFile,
+        place: str,
+        name: str,
+        depth: int,
+        *,
+        at: int,
+        most: int | None,
+        is_certain: bool,
     ) -> None:
         """Follow one pickle after the other, as far as a loader may go."""
-        for _ in range(most):
-            found = trace(file.data, at, file.size, self._budget)
-            is_named = name.lower().endswith(PICKLE_ENDINGS) and bool(found.uses)
-            self._judge(found, file, place, depth, is_certain=is_certain or is_named)
+        data, base = file.ground
+        is_named, is_marked = name.lower().endswith(PICKLE_ENDINGS), True
+        count = 0
+        while count != most:
+            count += 1
+            found = trace(data, base + at, base + file.size, self._budget, base)
+            is_pickle = is_certain and (is_marked or found.fault is None)
+            self._judge(found, file, place, depth, is_certain=is_pickle or (is_named and bool(found.uses)))
             at = found.stop
             if found.fault or at >= file.size:
                 return
-            if most == _MAX_PICKLES and not _PROTOCOL.match(file.data[at : at + 2]):
-                return
+            if most is None and not _PROTOCOL.match(file.data[at : at + 2]):
+                is_named = is_marked = False  # a pickle of an old protocol, or other bytes
 
     def _records(self, file: MappedFile, place: str, kind: str) -> None:
         """Pickles of torch's first format, between which there are sizes and storages."""
         self._scanned["pickle"] += 1
         at = 0
-        for number in range(_MAX_PICKLES):
+        for number in itertools.count():
             found = trace(file.data, at, file.size, self._budget)
             self._judge(found, file, place, _MAX_NESTED, is_certain=True)
             at = found.stop
@@ -447,7 +482,8 @@ class _Scan:
         """Make findings of what a pickle does; of what may be other bytes, of what is plain to see."""
         for use in found.uses.values():
             severity, why = _verdict(use)
-            if is_certain or found.fault is None or severity == "dangerous":
+            is_likely = found.fault is None and _NAME.fullmatch(use.name) is not None
+            if is_certain or is_likely or severity == "dangerous":
                 self._add(
                     Finding(severity, "pickle-name", place, use.offset, use.name, f"{why}; {_ways(use)}")
                 )
@@ -459,11 +495,26 @@ class _Scan:
                 self._add(
                     Finding("suspicious", "pickle-unclear", place, at, "pickle", f"cannot be followed: {why}")
                 )
+                self._behind(file, place, at)
             if found.omitted:
                 why = counted(found.omitted, "more name", "are")
                 self._add(Finding("suspicious", "pickle-unclear", place, None, "pickle", f"{why} not listed"))
         for held in found.held:
-            self._file(_part(file, held), f"{place or file.path.name}, at {held.start}", "", depth + 1)
+            inner = f"{place or file.path.name}, at {held.start}"
+            self._file(_part(file, held), inner, "", depth + 1, is_loaded=held.is_loaded)
+
+    def _behind(self, file: MappedFile, place: str, start: int) -> None:
+        """Look for dangerous names behind a part that cannot be followed, such as an array of joblib."""
+        for at in range(start, file.size, _MAX_TEXT):
+            window = file.data[at : min(at + _MAX_TEXT + _HEAD, file.size)]
+            self._budget.spend(steps=len(window) // 16)
+            for found in _IMPORT.finditer(window):
+                self._budget.spend(steps=16 + len(found[0]))
+                for name in _names(found):
+                    does = what_it_does(name)
+                    if does is not None:
+                        why = f"{does}; named behind a part that cannot be followed"
+                        self._add(Finding("dangerous", "pickle-name", place, at + found.start(), name, why))
 
     # -- others --------------------------------------------------------------------------------------------
 
@@ -499,7 +550,7 @@ def _verdict(use: Use) -> tuple[Severity, str]:
         return "dangerous", does
     if pickle_trace.ALTERED in use.ways:
         return "suspicious", "what it names is changed itself, for everything that uses it"
-    if use.name == _UNPACKS and use.holds:
+    if use.name == UNPACKS and use.holds:
         return "harmless", "loads bytes that are looked through as well"
     if use.name in UNDERSTOOD or builds_a_value(use.name):
         return "harmless", "builds a value"
@@ -531,6 +582,40 @@ def _part(file: MappedFile, held: Held) -> MappedFile:
         return MappedPart(file, held.start, held.stop - held.start)
     raw = file.data[held.start : min(held.stop, held.start + _MAX_UNPACKED)]
     return _InMemory(file.path, pickle_trace.decoded(raw, held.coding))
+
+
+def _lzma_decoder(packed: bytes) -> Any:
+    """That of the stream in a member, which has its own kind of header before it."""
+    alone = packed[4:9] + b"\xff" * 8  # as a file of its own begins: its properties, and no size
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=_LZMA_MEMORY)
+    decoder.decompress(alone)
+    return decoder
+
+
+_DECODERS: dict[int, tuple[Callable[[bytes], Any], int]] = {
+    12: (lambda _: bz2.BZ2Decompressor(), 0),
+    14: (_lzma_decoder, 9),
+}
+"""What unpacks other methods of zip that Python's zipfile reads, and the bytes before what is packed."""
+
+
+def _decoded(file: MappedFile, entry: ZipEntry) -> Iterator[bytes]:
+    """Bytes of a member that is packed by one of them."""
+    make, start = _DECODERS[entry.method]
+    packed = file.data[entry.offset : entry.offset + min(entry.packed, _MAX_UNPACKED)]
+    decoder = make(packed)
+    piece, left = decoder.decompress(packed[start:], _HEAD), entry.size
+    while piece:
+        yield piece[:left]
+        left -= len(piece)
+        piece = b"" if decoder.eof or left <= 0 else decoder.decompress(b"", 256 << 10)
+
+
+def _until_next(file: MappedFile, start: int, *, packed: int) -> int:
+    """How long a member may be: as its own header has it, or up to the next one, whichever is more."""
+    stops = (file.data.find(mark, start, file.size) for mark in (LOCAL_MAGIC, CENTRAL_MAGIC))
+    stop = min((stop for stop in stops if stop >= 0), default=file.size)
+    return min(max(packed, stop - start), file.size - start)
 
 
 def _ends_as_zip(file: MappedFile) -> bool:
@@ -567,8 +652,22 @@ def _npy_start(head: bytes) -> int:
 
 
 def _holds_objects(head: bytes) -> bool:
-    """Whether an array is one of Python objects, which are pickled behind its header."""
-    return re.search(rb"""['"][|<>=]?O\d*['"]""", head[: _npy_start(head)]) is not None
+    """Whether an array may be one of Python objects, which are pickled behind its header."""
+    try:
+        header = parse_header(head)
+    except ValueError:
+        return True  # numpy may read it all the same
+    return header.dtype is None and not header.is_text
+
+
+def _names(found: re.Match[bytes]) -> Iterator[str]:
+    """The names that bytes may import; what is before the opcode in a first line can look like a letter."""
+    lines, attribute = (found[1] or b"").decode("latin-1"), (found[2] or found[4]).decode("latin-1")
+    if found[3] is not None:
+        yield f"{found[3].decode('latin-1')}.{attribute}"
+    for at, letter in enumerate(lines):
+        if letter in "ci":
+            yield f"{lines[at + 1 :]}.{attribute}"
 
 
 def _itemsize(name: str) -> int:

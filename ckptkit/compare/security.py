@@ -5,6 +5,7 @@ What is looked at, and how it is judged, is in `ckptkit.compare.scan`.
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -51,6 +52,7 @@ class Finding:
     offset: int | None  # in that part
     what: str  # the name or the member
     why: str  # what it does, in words
+    file: str = ""  # of a folder, relative to it; "" where a file was scanned
 
 
 @dataclass(frozen=True, repr=False)
@@ -169,12 +171,14 @@ def refuse_other_file(path: Path) -> None:
 
 
 def _location(path: Path, found: Finding) -> dict[str, Any]:
-    uri = path.as_uri() if path.is_absolute() else quote(path.as_posix())
+    path /= found.file
+    uri = path.as_uri() if path.is_absolute() else quote(os.fsencode(path.as_posix()))
     physical: dict[str, Any] = {"artifactLocation": {"uri": uri}}
-    if not found.place and found.offset is not None:
+    place = found.place.removeprefix(found.file).removeprefix(":")
+    if not place and found.offset is not None:
         physical["region"] = {"byteOffset": found.offset}
     location: dict[str, Any] = {"physicalLocation": physical}
-    if found.place:
-        where = found.place if found.offset is None else f"{found.place}@{found.offset}"
+    if place:
+        where = place if found.offset is None else f"{place}@{found.offset}"
         location["logicalLocations"] = [{"fullyQualifiedName": where}]
     return location

@@ -64,6 +64,11 @@ class MappedFile:
         """Whether each place in it that is looked at costs a request to a server."""
         return isinstance(self.data, _Far)
 
+    @property
+    def ground(self) -> tuple[mmap.mmap | _Unmapped | _Window, int]:
+        """The bytes of the whole file, for what reads them one by one, and where this part of it begins."""
+        return self.data, 0
+
     def fault(self, reason: str, offset: int | None = None, hint: str | None = None) -> FormatError:
         """The refusal of the file."""
         return FormatError(self.path, reason, offset=offset, hint=hint)
@@ -169,6 +174,12 @@ class MappedPart(MappedFile):
     def is_far(self) -> bool:
         """Whether each place in it that is looked at costs a request to a server."""
         return self._file.is_far
+
+    @property
+    def ground(self) -> tuple[mmap.mmap | _Unmapped | _Window, int]:
+        """The bytes of the whole file, and where this part of it begins."""
+        data, start = self._file.ground
+        return data, start + self._start
 
     def fault(self, reason: str, offset: int | None = None, hint: str | None = None) -> FormatError:
         """The refusal of the file, at an offset that is counted from its own beginning."""

@@ -20,19 +20,22 @@ _FILES = "opens, writes or deletes files"
 _RUNNING: Mapping[str, str] = {
     _COMMANDS: """
         os subprocess _posixsubprocess popen2 commands pty signal multiprocessing asyncio pip ensurepip venv
-        distutils setuptools webbrowser imaplib.IMAP4_stream platform.popen uuid._get_command_stdout
-        _osx_support _aix_support _pyrepl torch.utils.collect_env torch._inductor.codecache
-        numpy.distutils test.support
+        distutils setuptools webbrowser imaplib platform pexpect atexit _signal
+        uuid._get_command_stdout uuid._popen uuid._find_mac
+        _osx_support _aix_support _pyrepl torch.utils.collect_env torch._inductor
+        numpy.distutils test.support test.libregrtest
     """,
     _CODE: """
         runpy importlib _frozen_importlib _frozen_importlib_external _imp imp zipimport pkgutil site code
-        codeop pdb bdb timeit cProfile profile trace doctest idlelib lib2to3 unittest
+        codeop pdb bdb timeit cProfile profile trace doctest idlelib lib2to3 unittest compileall py_compile
+        logging.config functools.reduce builtins.reduce operator.call _operator.call
         ctypes _ctypes cffi builtins.eval builtins.exec builtins.execfile builtins.compile builtins.apply
         builtins.__import__ types.FunctionType types.CodeType types.LambdaType types.MethodType
         torch.hub torch.utils.cpp_extension torch.ops.load_library torch.classes.load_library
         torch.fx.experimental.symbolic_shapes torch.fx.graph_module
-        torch.jit.unsupported_tensor_ops.execWrapper
-        torch._dynamo.guards torch.utils.bottleneck numpy.f2py numpy.testing numpy.ctypeslib.load_library
+        torch.jit.unsupported_tensor_ops.execWrapper torch.jit.script torch.jit._script torch.jit.frontend
+        torch.jit.trace torch.jit._trace torch.jit.CompilationUnit torch.compile torch._dynamo
+        torch.utils.bottleneck numpy.f2py numpy.testing numpy.ctypeslib.load_library
         numpy.lib.utils.safe_eval pandas.eval pandas.core.computation cloudpickle dill
     """,
     _REACHES: """
@@ -40,26 +43,39 @@ _RUNNING: Mapping[str, str] = {
         builtins.delattr
         builtins.globals builtins.locals builtins.vars builtins.breakpoint builtins.input
         operator.attrgetter operator.methodcaller _operator.attrgetter _operator.methodcaller
+        operator.itemgetter _operator.itemgetter builtins.help
     """,
     _LOADS: """
         pickle _pickle cPickle marshal shelve joblib.load torch.load torch.serialization.load torch.jit.load
         torch.jit._serialization.load torch.package numpy.load numpy.lib.npyio.load numpy.lib._npyio_impl.load
         pandas.read_pickle pandas.io.pickle.read_pickle
-        torch.utils._config_module.ConfigModule.load_config
+        torch.utils._config_module joblib.numpy_pickle.load joblib.numpy_pickle_utils joblib.memory
         torch.utils.data.datapipes.utils.decoder.basichandlers
     """,
     _NETWORK: """
-        socket ssl urllib http httplib ftplib smtplib telnetlib xmlrpc requests httpx aiohttp paramiko
+        socket socketserver ssl select selectors urllib urllib2 http httplib ftplib nntplib poplib smtplib
+        telnetlib xmlrpc requests httpx aiohttp paramiko
     """,
     _FILES: """
-        shutil builtins.open io.open io.FileIO _io.open _io.FileIO logging.FileHandler
+        shutil builtins.open io.open io.FileIO _io.open _io.FileIO logging.FileHandler logging.handlers
+        tempfile tarfile zipfile glob fileinput filecmp linecache mmap sqlite3 _sqlite3 syslog
         pathlib.Path.touch pathlib.Path.unlink pathlib.Path.write_bytes pathlib.Path.write_text
     """,
 }
 """Modules and functions by which pickles are known to run code, or to reach what does, by what they do."""
 
 _DOES = {name: what for what, names in _RUNNING.items() for name in names.split()}
-_ALIASES = {"posix": "os", "nt": "os", "__builtin__": "builtins"}
+_ALIASES = {
+    **dict.fromkeys(("posix", "nt"), "os"),
+    **dict.fromkeys(("__builtin__", "__builtins__"), "builtins"),
+    **dict.fromkeys(("BaseHTTPServer", "SimpleHTTPServer", "CGIHTTPServer"), "http"),
+    **dict.fromkeys(("xmlrpclib", "SimpleXMLRPCServer", "DocXMLRPCServer"), "xmlrpc"),
+    "thread": "_thread",
+    "SocketServer": "socketserver",
+    "_socket": "socket",
+    "_multiprocessing": "multiprocessing",
+}
+"""Other names of modules, such as those of Python 2, which unpickling translates."""
 _WITHIN_NAMES = """
 os sys subprocess builtins __builtins__ importlib ctypes shutil pty posix nt __globals__ __import__
 __subclasses__ __getattribute__ __reduce__ __reduce_ex__ __code__

@@ -11,12 +11,13 @@ import codecs
 import pickletools
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final
 
-from ckptkit.base.budget import Budget
+from ckptkit.base.budget import LIMITS, Budget
 
 PICKLE_ENDINGS = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib", ".pdparams", ".pdopt")
 """Endings of files that may be pickles though they do not begin as one that a pickler wrote."""
@@ -28,27 +29,39 @@ _MAX_HELD = 8
 _MAX_USES = 2000
 _SHOWN, _DEPTH = 60, 3
 _OPCODE_STEPS, _CONTENT_STEPS, _NAME_STEPS = 8, 4, 12
+_PICKLE_STEPS, _HELD_NODES = 64, 4
+_LOOK_STEPS = 400_000
 
 _MARK: Final = object()
 _OTHER: Final = object()
 """Any value that can neither be called nor be part of a name."""
 
+UNPACKS = "torch.storage._load_from_bytes"
+"""Loads the bytes that it is given as a pickle, whatever they begin with."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class Name:
     """Something imported, or the result of calling it."""
 
     name: str
     is_result: bool = False
 
+    @cached_property
+    def result(self) -> Name:
+        """What a call of it gives."""
+        return Name(self.name, is_result=True)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Held:
     """Bytes, or a long text, that the pickle holds."""
 
     start: int
     stop: int
     coding: str = ""  # of a text, whose characters are bytes; "" for bytes
+    is_loaded: bool = False  # as a pickle, whatever they begin with
+    is_listed: bool = False  # in `Trace.held`
 
 
 @dataclass(slots=True)
@@ -78,8 +91,8 @@ IMPORTED, CALLED, MADE, CHANGED = "imported", "called", "constructed", "given a 
 ALTERED = "changed itself"
 
 
-def trace(data: Any, start: int, stop: int, budget: Budget) -> Trace:
-    r"""Follow the pickle that begins at ``start``.
+def trace(data: Any, start: int, stop: int, budget: Budget, base: int = 0) -> Trace:
+    r"""Follow the pickle that begins at ``start``; places in it are counted from ``base``.
 
     Examples
     --------
@@ -88,105 +101,119 @@ def trace(data: Any, start: int, stop: int, budget: Budget) -> Trace:
     >>> found.ways, found.arguments
     ({'imported': 0, 'called': 19}, "('id',)")
     """
-    tracer = _Tracer(data, start, stop, budget)
+    tracer = _Tracer(data, start, stop, budget, base)
     try:
         tracer.run()
     except (ValueError, UnicodeError) as error:
-        tracer.found.fault = str(error), tracer.at
-        tracer.found.stop = tracer.position
+        tracer.found.fault = str(error), tracer.at - base
+    tracer.found.stop = tracer.position - base
     return tracer.found
 
 
 class _Tracer:
-    def __init__(self, data: Any, start: int, stop: int, budget: Budget) -> None:
-        self._data, self._end, self._budget = data, stop, budget
+    def __init__(self, data: Any, start: int, stop: int, budget: Budget, base: int) -> None:
+        self.data, self.end, self.budget, self._base = data, stop, budget, base
         self.position = self.at = start
         self.found = Trace()
-        self._stack: list[Any] = []
-        self._memo: dict[int, Any] = {}
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+        self._most_values = LIMITS["nodes"].of(stop - start)
 
     def run(self) -> None:
-        data, budget = self._data, self._budget
+        data, budget, end = self.data, self.budget, self.end
+        budget.spend(steps=_PICKLE_STEPS)
+        look = budget.steps - _LOOK_STEPS
         while True:
-            self.at = self.position
-            if self.at >= self._end:
+            self.at = at = self.position
+            if at >= end:
                 raise ValueError("it ends without its STOP opcode")
-            code = data[self.at]
-            known = _OPCODES.get(code)
-            if known is None:
-                raise ValueError(f"unknown opcode {code:#04x}")
+            act = _OPCODES[data[at]]
             budget.steps -= _OPCODE_STEPS
-            if budget.steps < 0:
-                budget.spend()
-            self.position = self.at + 1
-            read, act = known
-            act(self, read(self))
-            if code == _STOP:
-                self.found.stop = self.position
+            if budget.steps < look:
+                self._look()
+                look = max(budget.steps - _LOOK_STEPS, 0)
+            self.position = at + 1
+            act(self)
+            if act is _stop:
                 return
+
+    def _look(self) -> None:
+        """Bound what is kept; this is too slow to be asked for each opcode."""
+        self.budget.spend()
+        if len(self.stack) + len(self.memo) > self._most_values:
+            raise ValueError(f"more than {self._most_values:,} values at a time")
 
     # -- arguments ---------------------------------------------------------------------------------------
 
     def skip(self, count: int) -> int:
         """Pass over some bytes; returns where they begin."""
         start = self.position
-        if count > self._end - start:
+        if count > self.end - start:
             raise ValueError("it ends inside an argument")
         self.position = start + count
         return start
 
     def number(self, width: int) -> int:
         start = self.skip(width)
-        return int.from_bytes(self._data[start : start + width], "little")
+        return int.from_bytes(self.data[start : start + width], "little")
 
     def line(self, coding: str = "", quotes: int = 0) -> bytes:
         """The next line; one that is a text in some coding may hold a pickle."""
-        stop = self._data.find(b"\n", self.position, self._end)
+        stop = self.data.find(b"\n", self.position, self.end)
         if stop < 0:
             raise ValueError("it ends inside an argument")
         start = self.skip(stop + 1 - self.position)
-        self._budget.spend(steps=(stop - start) // 64)
-        raw = bytes(self._data[start : min(stop, start + _MAX_TEXT + 1)])
-        if coding and len(self.found.held) < _MAX_USES:
-            held = Held(start + quotes, stop - quotes, coding)
-            if begins_something(decoded(raw[quotes:_HEAD], coding)):
-                self.found.held.append(held)
+        self.budget.spend(steps=(stop - start) // 64)
+        raw = bytes(self.data[start : min(stop, start + _MAX_TEXT + 1)])
+        if coding and begins_something(decoded(raw[quotes:_HEAD], coding)):
+            self._hold(Held(start + quotes - self._base, stop - quotes - self._base, coding))
         return raw
 
     def content(self, width: int, *, is_text: bool) -> Any:
         """A text or bytes after the number of its bytes."""
-        self._budget.steps -= _CONTENT_STEPS
+        budget, data = self.budget, self.data
+        budget.steps -= _CONTENT_STEPS
         count = self.number(width)
         start = self.skip(count)
-        held = Held(start, start + count, "utf-8" * is_text)
-        head = self._data[start : min(start + _HEAD, start + count)]
-        if len(self.found.held) < _MAX_USES and begins_something(head, is_text=is_text):
-            self.found.held.append(held)
-        if is_text and count <= _MAX_TEXT:
-            self._budget.spend(names=count)
-            return self._data[start : start + count].decode("utf-8", "backslashreplace")
-        return held
+        stop = start + count
+        is_short = is_text and count <= _MAX_TEXT
+        raw = data[start : stop if is_short else min(start + _HEAD, stop)]
+        held = None
+        if raw[:1] in _FIRST_BYTES and begins_something(raw, is_text=is_text):
+            held = Held(start - self._base, stop - self._base, "utf-8" * is_text)
+            self._hold(held)
+        if is_short:
+            budget.names -= count
+            return raw.decode("utf-8", "backslashreplace")
+        return held or Held(start - self._base, stop - self._base, "utf-8" * is_text)
 
     def short_text(self, width: int) -> Any:
         """A text of Python 2, which may be bytes."""
-        before = self.position
         held = self.content(width, is_text=False)
-        if held.stop - held.start > _MAX_TEXT:
+        count = held.stop - held.start
+        if count > _MAX_TEXT:
             return held
-        self._budget.spend(names=self.position - before)
-        return self._data[held.start : held.stop].decode("utf-8", "backslashreplace")
+        self.budget.names -= count
+        start = held.start + self._base
+        return self.data[start : start + count].decode("utf-8", "backslashreplace")
+
+    def _hold(self, held: Held) -> None:
+        if not held.is_listed:
+            held.is_listed = True
+            self.budget.spend(nodes=_HELD_NODES)
+            self.found.held.append(held)
 
     # -- the stack ---------------------------------------------------------------------------------------
 
-    def push(self, value: Any) -> None:
-        self._stack.append(value)
-
     def pop(self) -> Any:
-        return self._stack.pop() if self._stack else _OTHER
+        return self.stack.pop() if self.stack else _OTHER
+
+    def top(self) -> Any:
+        return self.stack[-1] if self.stack else _OTHER
 
     def to_mark(self) -> list[Any]:
         """Take everything above the last mark, and the mark."""
-        stack, index = self._stack, len(self._stack) - 1
+        stack, index = self.stack, len(self.stack) - 1
         while index >= 0 and stack[index] is not _MARK:
             index -= 1
         taken = stack[index + 1 :]
@@ -194,116 +221,79 @@ class _Tracer:
         return taken
 
     def put(self, key: int) -> None:
-        self._memo[key] = self._stack[-1] if self._stack else _OTHER
-
-    def memoize(self) -> None:
-        self.put(len(self._memo))
-
-    def get(self, key: int) -> None:
-        self.push(self._memo.get(key, _OTHER))
-
-    def plain(self, before: int | None, after: int) -> None:
-        """Any opcode of which only the size of the stack matters; ``before`` is None up to a mark."""
-        if before is None:
-            self.to_mark()
-        else:
-            for _ in range(before):
-                self.pop()
-        for _ in range(after):
-            self.push(_OTHER)
+        self.memo[key] = self.stack[-1] if self.stack else _OTHER
 
     def extend(self, values: Sequence[Any]) -> None:
         """Append to the list on top, of which only the first few values are kept."""
-        target = self._stack[-1] if self._stack else _OTHER
+        target = self.top()
         if isinstance(target, list):
             target += values[: max(0, _MAX_HELD - len(target))]
         else:
             self._altered(target)
 
-    def set_items(self, _: Any) -> None:
-        self._altered(self._stack[-1] if self._stack else _OTHER)
+    def change(self, *_: Any) -> None:
+        """Note that something is set in what is on top."""
+        self._altered(self.top())
 
     # -- names and calls ---------------------------------------------------------------------------------
 
     def name(self, module: Any, attribute: Any) -> None:
         """Note an import."""
         if not isinstance(module, str) or not isinstance(attribute, str):
-            self._odd("a name that is computed while it is loaded")
-            self.push(Name("(computed)", is_result=True))
+            self.odd("a name that is computed while it is loaded")
+            self.stack.append(Name("(computed)", is_result=True))
             return
         found = Name(f"{module}.{attribute}")
         self._use(found.name, IMPORTED)
-        self.push(found)
+        self.stack.append(found)
 
-    def stack_name(self) -> None:
-        attribute = self.pop()
-        self.name(self.pop(), attribute)
-
-    def lines_name(self, *_: Any) -> None:
+    def lines_name(self) -> None:
         module = self.line()
         self.name(*(raw.decode("utf-8", "backslashreplace") for raw in (module, self.line())))
-
-    def old_instance(self, *_: Any) -> None:
-        self.lines_name()
-        function = self.pop()
-        self.call(function, tuple(self.to_mark()), CALLED)
-
-    def old_object(self, *_: Any) -> None:
-        taken = self.to_mark()
-        self.call(taken[0] if taken else _OTHER, tuple(taken[1:]), CALLED)
 
     def call(self, function: Any, arguments: Any, way: str) -> None:
         """Note a call, and push its result."""
         if not isinstance(function, Name):
-            self.push(_OTHER)
+            self.stack.append(_OTHER)
             return
         self._use(function.name, way, arguments)
-        self.push(Name(function.name, is_result=True))
+        self.stack.append(function if function.is_result else function.result)
 
-    def reduce(self, way: str) -> None:
-        arguments = self.pop()
-        self.call(self.pop(), arguments, way)
-
-    def construct_with_names(self) -> None:
+    def build(self) -> None:
         self.pop()
-        self.reduce(MADE)
-
-    def build(self, *_: Any) -> None:
-        self.pop()
-        target = self._stack[-1] if self._stack else _OTHER
+        target = self.top()
         if isinstance(target, Name) and target.is_result:
             self._use(target.name, CHANGED)
         else:
             self._altered(target)
 
-    def extension(self, *_: Any) -> None:
-        self._odd("a code of Python's extension registry, which can be any name")
-        self.push(Name("(extension)", is_result=True))
-
     def _altered(self, target: Any) -> None:
         if isinstance(target, Name) and not target.is_result:
             self._use(target.name, ALTERED)
 
-    def _odd(self, what: str) -> None:
-        self.found.oddities.setdefault(what, self.at)
+    def odd(self, what: str) -> None:
+        self.found.oddities.setdefault(what, self.at - self._base)
 
     def _use(self, name: str, way: str, arguments: Any = _OTHER) -> None:
         use = self.found.uses.get(name)
         if use is None:
             if name.startswith("("):
                 return
-            self._budget.spend(names=len(name), steps=_NAME_STEPS)
+            self.budget.spend(names=len(name), steps=_NAME_STEPS)
             if len(self.found.uses) >= _MAX_USES:
                 self.found.omitted += 1
                 return
-            use = self.found.uses[name] = Use(name, self.at)
+            use = self.found.uses[name] = Use(name, self.at - self._base)
         if way not in use.ways:
-            use.ways[way] = self.at
+            use.ways[way] = self.at - self._base
             if way in (CALLED, MADE) and not use.arguments:
                 use.arguments = shown(arguments)
         if way == CALLED:
             first = arguments[0] if isinstance(arguments, tuple) and arguments else None
             use.holds &= isinstance(first, Held)
+            if name == UNPACKS and isinstance(first, Held):
+                first.is_loaded = True
+                self._hold(first)
 
 
 _UNICODE, _STRING = "raw-unicode-escape", "string-escape"
@@ -321,6 +311,7 @@ def decoded(raw: bytes, coding: str) -> bytes:
 
 _OF_TEXT = re.compile("\x80[\x02-\x05]|PK\x03\x04|\\(?c[A-Za-z_][\\w.]*\n".encode())
 _OF_BYTES = re.compile(rb"\x80[\x02-\x05]|PK\x03\x04|\x8a\nl\xfc\x9cF\xf9|\x93NUMPY|\(?c[A-Za-z_][\w.]*\n")
+_FIRST_BYTES = frozenset((b"\x80", b"\xc2", b"P", b"\x8a", b"\x93", b"(", b"c"))
 
 
 def begins_something(head: bytes, *, is_text: bool = False) -> bool:
@@ -345,9 +336,15 @@ def shown(value: Any, depth: int = _DEPTH) -> str:
 
 # -- the opcodes --------------------------------------------------------------------------------------------
 
-_Read = Callable[[_Tracer], Any]
-_Act = Callable[[_Tracer, Any], None]
-_STOP: Final = ord(".")
+_Act = Callable[[_Tracer], None]
+
+
+def _stop(tracer: _Tracer) -> None:
+    """The pickle ends."""
+
+
+def _unknown(tracer: _Tracer) -> None:
+    raise ValueError(f"unknown opcode {tracer.data[tracer.at]:#04x}")
 
 
 def _text_line(tracer: _Tracer) -> str:
@@ -359,105 +356,166 @@ def _quoted_line(tracer: _Tracer) -> str:
 
 
 def _index(tracer: _Tracer) -> int:
-    line = tracer.line().strip()
-    return int(line) if line.isdigit() and len(line) < 20 else -1
+    """A number in digits, as Python reads one."""
+    with suppress(ValueError):
+        return int(tracer.line())
+    return -1
+
+
+def _pushing(value: Callable[[_Tracer], Any]) -> _Act:
+    return lambda t: t.stack.append(value(t))
 
 
 def _tuple(count: int) -> _Act:
-    def act(tracer: _Tracer, _: Any) -> None:
-        tracer.push(tuple([tracer.pop() for _ in range(count)][::-1]))
+    def act(tracer: _Tracer) -> None:
+        stack = tracer.stack
+        if len(stack) < count:
+            stack[:0] = [_OTHER] * (count - len(stack))
+        taken = tuple(stack[len(stack) - count :])
+        del stack[len(stack) - count :]
+        stack.append(taken)
 
     return act
 
 
-_READ: dict[int, _Read] = {
-    pickletools.UP_TO_NEWLINE: lambda t: t.line(),
-    pickletools.TAKEN_FROM_ARGUMENT1: lambda t: t.content(1, is_text=False),
-    pickletools.TAKEN_FROM_ARGUMENT4: lambda t: t.content(4, is_text=False),
-    pickletools.TAKEN_FROM_ARGUMENT4U: lambda t: t.content(4, is_text=False),
-    pickletools.TAKEN_FROM_ARGUMENT8U: lambda t: t.content(8, is_text=False),
-}
-"""How an argument is passed over, by the number that ``pickletools`` has for its kind."""
+def _reduce(way: str) -> _Act:
+    def act(tracer: _Tracer) -> None:
+        arguments = tracer.pop()
+        tracer.call(tracer.pop(), arguments, way)
 
-_OWN_READ: dict[str, _Read] = {
-    "STRING": _quoted_line,
-    "UNICODE": _text_line,
-    **dict.fromkeys(("PUT", "GET"), _index),
-    **dict.fromkeys(("BINPUT", "BINGET"), lambda t: t.number(1)),
-    **dict.fromkeys(("LONG_BINPUT", "LONG_BINGET"), lambda t: t.number(4)),
-    **dict.fromkeys(("GLOBAL", "INST"), lambda _: None),
-    "SHORT_BINSTRING": lambda t: t.short_text(1),
-    "BINSTRING": lambda t: t.short_text(4),
-    "SHORT_BINUNICODE": lambda t: t.content(1, is_text=True),
-    "BINUNICODE": lambda t: t.content(4, is_text=True),
-    "BINUNICODE8": lambda t: t.content(8, is_text=True),
-}
+    return act
 
-_ACT: dict[str, _Act] = {
-    **dict.fromkeys(
-        (
-            "STRING",
-            "UNICODE",
-            "SHORT_BINSTRING",
-            "BINSTRING",
-            "SHORT_BINUNICODE",
-            "BINUNICODE",
-            "BINUNICODE8",
-        ),
-        lambda t, value: t.push(value),
-    ),
-    **dict.fromkeys(
-        ("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"), lambda t, value: t.push(value)
-    ),
-    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), lambda t, key: t.put(key)),
-    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda t, key: t.get(key)),
-    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), _Tracer.extension),
-    "MEMOIZE": lambda t, _: t.memoize(),
-    "MARK": lambda t, _: t.push(_MARK),
-    "DUP": lambda t, _: t.push(t._stack[-1] if t._stack else _OTHER),
-    "EMPTY_TUPLE": _tuple(0),
+
+def _construct_with_names(tracer: _Tracer) -> None:
+    tracer.pop()
+    arguments = tracer.pop()
+    tracer.call(tracer.pop(), arguments, MADE)
+
+
+def _stack_name(tracer: _Tracer) -> None:
+    attribute = tracer.pop()
+    tracer.name(tracer.pop(), attribute)
+
+
+def _old_instance(tracer: _Tracer) -> None:
+    tracer.lines_name()
+    function = tracer.pop()
+    tracer.call(function, tuple(tracer.to_mark()), CALLED)
+
+
+def _old_object(tracer: _Tracer) -> None:
+    taken = tracer.to_mark()
+    tracer.call(taken[0] if taken else _OTHER, tuple(taken[1:]), CALLED)
+
+
+def _extension(width: int) -> _Act:
+    def act(tracer: _Tracer) -> None:
+        tracer.skip(width)
+        tracer.odd("a code of Python's extension registry, which can be any name")
+        tracer.stack.append(Name("(extension)", is_result=True))
+
+    return act
+
+
+_ACTS: dict[str, _Act] = {
+    "STRING": _pushing(_quoted_line),
+    "UNICODE": _pushing(_text_line),
+    "SHORT_BINSTRING": _pushing(lambda t: t.short_text(1)),
+    "BINSTRING": _pushing(lambda t: t.short_text(4)),
+    "SHORT_BINUNICODE": _pushing(lambda t: t.content(1, is_text=True)),
+    "BINUNICODE": _pushing(lambda t: t.content(4, is_text=True)),
+    "BINUNICODE8": _pushing(lambda t: t.content(8, is_text=True)),
+    "SHORT_BINBYTES": _pushing(lambda t: t.content(1, is_text=False)),
+    "BINBYTES": _pushing(lambda t: t.content(4, is_text=False)),
+    "BINBYTES8": _pushing(lambda t: t.content(8, is_text=False)),
+    "BYTEARRAY8": _pushing(lambda t: t.content(8, is_text=False)),
+    "PUT": lambda t: t.put(_index(t)),
+    "BINPUT": lambda t: t.put(t.number(1)),
+    "LONG_BINPUT": lambda t: t.put(t.number(4)),
+    "MEMOIZE": lambda t: t.put(len(t.memo)),
+    "GET": lambda t: t.stack.append(t.memo.get(_index(t), _OTHER)),
+    "BINGET": lambda t: t.stack.append(t.memo.get(t.number(1), _OTHER)),
+    "LONG_BINGET": lambda t: t.stack.append(t.memo.get(t.number(4), _OTHER)),
+    "MARK": lambda t: t.stack.append(_MARK),
+    "DUP": lambda t: t.stack.append(t.top()),
+    "EMPTY_TUPLE": lambda t: t.stack.append(()),
     "TUPLE1": _tuple(1),
     "TUPLE2": _tuple(2),
     "TUPLE3": _tuple(3),
-    "TUPLE": lambda t, _: t.push(tuple(t.to_mark())),
-    "EMPTY_LIST": lambda t, _: t.push([]),
-    "LIST": lambda t, _: t.push(t.to_mark()[:_MAX_HELD]),
-    "APPEND": lambda t, _: t.extend([t.pop()]),
-    "APPENDS": lambda t, _: t.extend(t.to_mark()),
-    "ADDITEMS": lambda t, _: t.extend(t.to_mark()),
-    "SETITEM": lambda t, _: t.set_items((t.pop(), t.pop())),
-    "SETITEMS": lambda t, _: t.set_items(t.to_mark()),
+    "TUPLE": lambda t: t.stack.append(tuple(t.to_mark())),
+    "EMPTY_LIST": lambda t: t.stack.append([]),
+    "LIST": lambda t: t.stack.append(t.to_mark()[:_MAX_HELD]),
+    "APPEND": lambda t: t.extend([t.pop()]),
+    "APPENDS": lambda t: t.extend(t.to_mark()),
+    "ADDITEMS": lambda t: t.extend(t.to_mark()),
+    "SETITEM": lambda t: t.change(t.pop(), t.pop()),
+    "SETITEMS": lambda t: t.change(t.to_mark()),
     "GLOBAL": _Tracer.lines_name,
-    "STACK_GLOBAL": lambda t, _: t.stack_name(),
-    "REDUCE": lambda t, _: t.reduce(CALLED),
-    "NEWOBJ": lambda t, _: t.reduce(MADE),
-    "NEWOBJ_EX": lambda t, _: t.construct_with_names(),
-    "INST": _Tracer.old_instance,
-    "OBJ": _Tracer.old_object,
+    "STACK_GLOBAL": _stack_name,
+    "EXT1": _extension(1),
+    "EXT2": _extension(2),
+    "EXT4": _extension(4),
+    "REDUCE": _reduce(CALLED),
+    "NEWOBJ": _reduce(MADE),
+    "NEWOBJ_EX": _construct_with_names,
+    "INST": _old_instance,
+    "OBJ": _old_object,
     "BUILD": _Tracer.build,
-    "PROTO": lambda t, version: None,
-    "FRAME": lambda t, _: None,
+    "STOP": _stop,
 }
-"""What an opcode does, where more than the size of the stack matters."""
+"""What an opcode does, where more than the sizes of its argument and of the stack matter."""
 
 
-def _plain(opcode: Any) -> _Act:
-    before = [one.name for one in opcode.stack_before]
-    taken = None if "mark" in before else len(before)
-    below = before.index("mark") if taken is None else 0
-    after = len(opcode.stack_after) - (below if taken is None else 0)
-    return lambda t, _: t.plain(taken, after)
-
-
-def _fixed(count: int) -> _Read:
+def _skipped(opcode: Any) -> Callable[[_Tracer], object]:
+    """How the argument of an opcode is passed over, by the number that ``pickletools`` has for its kind."""
+    count = 0 if opcode.arg is None else opcode.arg.n
+    if count == pickletools.UP_TO_NEWLINE:
+        return lambda t: t.line()
+    if count in _COUNTED:
+        return lambda t: t.content(_COUNTED[count], is_text=False)
     return lambda t: t.skip(count)
 
 
-def _opcodes() -> Iterator[tuple[int, tuple[_Read, _Act]]]:
+_COUNTED = {
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4: 4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
+
+
+def _plain(opcode: Any) -> _Act:
+    """An opcode of which only the sizes of its argument and of the stack matter."""
+    before = [one.name for one in opcode.stack_before]
+    to_mark = "mark" in before
+    taken = before.index("mark") if to_mark else len(before)  # below the mark they stay
+    pushed = [_OTHER] * (len(opcode.stack_after) - taken * to_mark)
+    skip = None if opcode.arg is None else _skipped(opcode)
+
+    def act(tracer: _Tracer) -> None:
+        if skip is not None:
+            skip(tracer)
+        if to_mark:
+            tracer.to_mark()
+        else:
+            for _ in range(taken):
+                tracer.pop()
+        tracer.stack += pushed
+
+    return act
+
+
+def _constant(tracer: _Tracer) -> None:
+    tracer.stack.append(_OTHER)
+
+
+def _opcodes() -> list[_Act]:
+    acts: list[_Act] = [_unknown] * 256
     for opcode in pickletools.opcodes:
-        count = 0 if opcode.arg is None else opcode.arg.n
-        read = _OWN_READ.get(opcode.name) or _READ.get(count) or _fixed(count)
-        yield ord(opcode.code), (read, _ACT.get(opcode.name) or _plain(opcode))
+        is_constant = opcode.arg is None and not opcode.stack_before and len(opcode.stack_after) == 1
+        known = _ACTS.get(opcode.name)
+        acts[ord(opcode.code)] = known or (_constant if is_constant else _plain(opcode))
+    return acts
 
 
-_OPCODES = dict(_opcodes())
+_OPCODES = _opcodes()
