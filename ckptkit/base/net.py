@@ -159,7 +159,9 @@ TOKEN_HOSTS: Mapping[str, str] = {
     "huggingface.co": "HF_TOKEN",
 }
 """Host → environment variable. Not its subdomains: others' files are served from some of them."""
-_MOST_NETRC = 1 << 20
+_HUB_TOKEN, _HUB_SILENT = "HF_TOKEN", "HF_HUB_DISABLE_IMPLICIT_TOKEN"
+_YES = ("1", "TRUE", "YES", "ON")
+_MOST_NETRC, _MOST_TOKEN = 1 << 20, 8192
 _TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
 
 
@@ -196,10 +198,30 @@ class Credentials:
             return None
         variable = self.token_hosts.get(host, "")
         token = self.environment.get(variable, "").strip()
+        if variable == _HUB_TOKEN and self.environment.get(_HUB_SILENT, "").strip().upper() in _YES:
+            token = variable = ""
         if _TOKEN.fullmatch(token):
             return f"Bearer {token}", f"the token in {variable}"
+        if variable == _HUB_TOKEN and not token and (token := self._hub_token):
+            return f"Bearer {token}", f"the token in {self._hub_token_file}"
         login = self._logins.get(host)
         return (_basic(*login), f"the login in {self._netrc}") if login else None
+
+    @property
+    def _hub_token_file(self) -> str:
+        """Where ``hf auth login`` keeps its token, as huggingface_hub documents it."""
+        cache = self.environment.get("XDG_CACHE_HOME", "").strip() or "~/.cache"
+        home = self.environment.get("HF_HOME", "").strip() or f"{cache}/huggingface"
+        return self.environment.get("HF_TOKEN_PATH", "").strip() or f"{home}/token"
+
+    @functools.cached_property
+    def _hub_token(self) -> str:
+        try:
+            with open_named(user_path(os.path.expandvars(self._hub_token_file))) as file:
+                token = file.read(_MOST_TOKEN).decode("ascii").strip()
+        except (OSError, ValueError, UsageError):  # none there, or no home folder
+            return ""
+        return token if _TOKEN.fullmatch(token) else ""
 
     @property
     def _netrc(self) -> str:

@@ -282,8 +282,12 @@ def _translated(url: str) -> Iterator[None]:
     except RangeError as error:
         raise NetworkError(f"{shown}: {error}", hint=DOWNLOAD) from error
     except RefusedError as error:
-        token = "HF_TOKEN" if _HUB.fullmatch(url) else ".netrc"
-        raise NetworkError(f"{shown}: {error}", hint=f"give a login in {token}, if it needs one") from error
+        login = (
+            "log in with 'hf auth login', or set HF_TOKEN,"
+            if _HUB.fullmatch(url)
+            else "give a login in .netrc,"
+        )
+        raise NetworkError(f"{shown}: {error}", hint=f"{login} if it needs one") from error
     except (SourceError, PassingError) as error:
         hint = DOWNLOAD if _NO_RANGES in str(error) else "check the address and the network"
         raise NetworkError(f"{shown}: {error}", hint=hint) from error

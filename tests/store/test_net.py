@@ -941,6 +941,34 @@ def test_a_token_that_is_none_is_not_sent(token: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["HF_TOKEN_PATH", "HF_HOME", "XDG_CACHE_HOME", "HOME"])
+def test_the_token_of_hf_auth_login(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The places that huggingface_hub documents, each before those behind it; and no other host gets it."""
+    places = {
+        "HF_TOKEN_PATH": (tmp_path / "mine", tmp_path / "mine"),
+        "HF_HOME": (tmp_path / "hf", tmp_path / "hf/token"),
+        "XDG_CACHE_HOME": (tmp_path / "cache", tmp_path / "cache/huggingface/token"),
+        "HOME": (tmp_path / "home", tmp_path / "home/.cache/huggingface/token"),
+    }
+    names = list(places)
+    given = {one: str(places[one][0]) for one in names[names.index(name) :]}
+    for one, (_, file) in places.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"hf_{one}\n")
+    monkeypatch.setenv("HOME", given["HOME"])
+    monkeypatch.setenv("USERPROFILE", given["HOME"])
+    credentials = Credentials({**given, "NETRC": "/dev/null"})
+    url = "https://huggingface.co/a/b/resolve/main/m"
+    assert credentials.found(url) == (f"Bearer hf_{name}", f"the token in {credentials._hub_token_file}")
+    for other in ("http://huggingface.co/a", "https://cdn-lfs.hf.co/a", "https://github.com/a"):
+        assert credentials.authorization(other) is None
+    assert Credentials({**given, "HF_TOKEN": "hf_own"}).authorization(url) == "Bearer hf_own"
+    silent = {**given, "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_TOKEN": "hf_own", "NETRC": "/dev/null"}
+    assert Credentials(silent).authorization(url) is None
+    places[name][1].write_bytes(b"two words\xff")
+    assert Credentials({**given, "NETRC": "/dev/null"}).authorization(url) is None
+
+
 @pytest.mark.parametrize("text", [None, "machine", "machine a.org login", "nonsense here", "\x00\xff"])
 def test_a_netrc_that_cannot_be_read_says_nothing(tmp_path: Path, text: str | None) -> None:
     path = tmp_path / "logins"
