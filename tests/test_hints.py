@@ -448,6 +448,10 @@ SITUATIONS: Mapping[str, Situation] = {
         "registry add new https://example.org/m.pth --checkpoint moat.pth --revision abc --file own.yaml",
         then="registry add new https://example.org/m.pth --checkpoint moat.pth --file own.yaml",
     ),
+    "a branch whose commit cannot be asked for": Situation(
+        "--offline registry add new hf://org/m/m.pth --checkpoint moat.pth --revision main --file own.yaml",
+        then=f"registry add new hf://org/m/m.pth --checkpoint moat.pth --file own.yaml --revision {'a' * 40}",
+    ),
     "checksums of what was never fetched": Situation(f"cache checksums {ID}", then=f"fetch {ID}"),
     "a synthetic file of which only the container is known": Situation("synth contained -o contained.pth"),
     "a gate that is not known": Situation(

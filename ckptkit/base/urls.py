@@ -149,6 +149,20 @@ def at_revision(url: str, revision: str) -> str | None:
     return pinned + url[found.end() :]
 
 
+def hub_repository(url: str) -> str | None:
+    """The repository on the Hugging Face hub that a file's URL is in; None of any other URL.
+
+    >>> hub_repository("hf://org/name@v1/m.pth"), hub_repository("https://example.org/m.pth")
+    ('hf://org/name', None)
+    >>> hub_repository("https://huggingface.co/datasets/org/name/resolve/main/m.pth")
+    'hf://datasets/org/name'
+    """
+    found = _HUB.match(url)
+    if found is None:
+        return None
+    return found["repository"] or f"hf://{'/'.join(found['web'].split('/')[3:-1])}"
+
+
 _FAR = re.compile("(?:https?|s3|gs|az|hf)://", re.IGNORECASE)
 
 

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 import typer
 
-from ckptkit.base.errors import IntegrityError, NotFoundError, UsageError, command
+from ckptkit.base.errors import IntegrityError, NetworkError, NotFoundError, UsageError, command
 from ckptkit.base.files import resolved
 from ckptkit.base.text import counted
-from ckptkit.base.urls import at_revision, scrubbed
+from ckptkit.base.urls import at_revision, hub_repository, scrubbed
 from ckptkit.cli.completion import (
     complete_families,
     complete_fetched,
@@ -399,17 +400,32 @@ class EntryFields:
         return given
 
 
-def _at_revision(url: str, revision: str) -> str:
-    """A URL on the Hugging Face hub at a revision."""
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", revision) is None:
+def _at_revision(url: str, revision: str, state: State) -> str:
+    """A URL on the Hugging Face hub at a commit; a branch or a tag is what the hub says it is now."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", revision) is None:
         raise UsageError(f"--revision {revision}: not a name of a commit, tag or branch")
-    pinned = at_revision(url, revision)
-    if pinned is None:
+    repository = hub_repository(url)
+    if repository is None:
         raise UsageError(
             f"--revision: {scrubbed(url)} is not a file on the Hugging Face hub",
             hint="leave --revision out, or write the URL like hf://org/name/model.safetensors",
         )
+    commit = revision
+    if _COMMIT.fullmatch(revision) is None:
+        workspace = state.workspace()
+        if workspace.offline:
+            raise NetworkError(
+                f"--revision {revision}: --offline forbids asking the hub for its commit",
+                hint="give the whole commit, of 40 digits",
+            )
+        commit = workspace.ranged.repository(f"{repository}@{quote(revision, safe='')}")[0].rpartition("@")[2]
+        state.output.note(f"{repository}: {revision} is {commit}")
+    pinned = at_revision(url, commit)
+    assert pinned is not None
     return pinned
+
+
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def _metric(text: str) -> tuple[str, float]:
@@ -451,7 +467,9 @@ def add_command(
     revision: Annotated[
         str | None,
         typer.Option(
-            metavar="REV", help="Commit, tag or branch of URLs on the Hugging Face hub: hf://… or https://…"
+            metavar="REV",
+            help="Commit, tag or branch of URLs on the Hugging Face hub: hf://… or https://… "
+            "The commit is written.",
         ),
     ] = None,
     fields: EntryFields = EntryFields(),
@@ -490,7 +508,7 @@ def add_command(
         raise UsageError("--pin needs the file itself", hint="give it with --checkpoint FILE")
     options = parse_settings(settings)
     given, two_copies = {**fields.given(), **options}, False
-    urls = urls if revision is None else [_at_revision(url, revision) for url in urls]
+    urls = urls if revision is None else [_at_revision(url, revision, state) for url in urls]
     if checkpoint is not None:
         located = Located(checkpoint).chosen(state_dict, strip_prefix)
         given, two_copies = _with_recognised(located, given)

@@ -638,7 +638,7 @@ def test_add_takes_every_field_of_a_row(
 ) -> None:
     mine = tmp_path / "mine.yaml"
     what = ("--variant", "moganet-xt", "--layout", "openmixup", "--format", "torch")
-    for revision in ("aaa", "bbb"):  # the second time it is updated
+    for revision in ("a" * 40, "b" * 40):  # the second time it is updated
         url = "hf://org/name/m.pth"
         added = run(
             "registry", "add", "mine", url, *what, *options, "--revision", revision, "--file", mine, "--force"
@@ -647,3 +647,41 @@ def test_add_takes_every_field_of_a_row(
         entry = load_registry([mine])["mine"]
         assert {name: entry.model_dump()[name] for name in fields} == fields
         assert [source.url for source in entry.sources] == [f"hf://org/name@{revision}/m.pth"]
+
+
+@pytest.mark.parametrize("url", ["hf://org/name/m.pth", "https://huggingface.co/org/name/resolve/main/m.pth"])
+def test_a_branch_is_written_as_the_commit_that_it_is(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    commit, mine = "0123456789" * 4, tmp_path / "mine.yaml"
+    with FaultServer() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.base)
+        for revision in ("main", "refs%2Fpr%2F1"):
+            server.serve(
+                f"/api/models/org/name/revision/{revision}",
+                b'{"sha": "%s", "siblings": []}' % commit.encode(),
+            )
+        what = (
+            "--variant",
+            "moganet-xt",
+            "--layout",
+            "openmixup",
+            "--format",
+            "torch",
+            "--file",
+            mine,
+            "--force",
+        )
+        for revision in ("main", "refs/pr/1"):
+            added = run("registry", "add", "mine", url, *what, "--revision", revision)
+            assert added.code == 0, added.err
+            assert f"{revision} is {commit}" in added.err
+            (source,) = load_registry([mine])["mine"].sources
+            assert source.url in (
+                f"hf://org/name@{commit}/m.pth",
+                f"https://huggingface.co/org/name/resolve/{commit}/m.pth",
+            )
+        offline = run("--offline", "registry", "add", "mine", url, *what, "--revision", "main")
+        assert (offline.code, "give the whole commit" in offline.err) == (4, True)
+        unknown = run("registry", "add", "mine", url, *what, "--revision", "nosuch")
+        assert (unknown.code, "404" in unknown.err) == (4, True)
