@@ -31,7 +31,8 @@ from tests.support.training_logs import long_log
 REGISTRY = load_registry()
 READS_NO_WEIGHTS = ("list", "show", "profile", "plot", "registry", "logs", "cache", "doctor")
 SLOW = re.compile(
-    r"--to (onnx|saved-model)|--with onnxruntime|^ckptkit doctor|^ckptkit demo|s3://bucket/$"
+    r"--to (onnx|saved-model)|(--with|--framework) onnxruntime|^ckptkit doctor|^ckptkit demo|s3://bucket/$"
+    r"|--synthetic --to keras|^ckptkit parity moganet-xt-224 --converted"
     r"|--compare methods|--stage 4|--framework tf --json$"
 )
 """Exporting a graph takes half a minute, importing both frameworks to ask them for GPUs ten seconds; of the
