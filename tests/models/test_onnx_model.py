@@ -78,6 +78,7 @@ def graphs(home):
     return sorted(path.parent for path in home.rglob("model.onnx"))
 
 
+@pytest.mark.slow
 def test_it_gives_the_published_logits(bundle, home):
     model = create_model("tiny-moat0-256", "onnxruntime", checkpoint=bundle)
     golden = load_golden("tiny_moat0_pe_256_pool2").logits
@@ -87,8 +88,13 @@ def test_it_gives_the_published_logits(bundle, home):
 
 @pytest.mark.parametrize(
     ("variant", "options"),
-    [(MOAT, {"num_classes": None}), (MOGANET, {"resolution": (61, 75)}), (MOGANET, {"features_only": True})],
-    ids=["no head", "odd sides", "features"],
+    [
+        (MOAT, {"num_classes": None}),
+        (MOGANET, {"features_only": True, "resolution": (61, 75)}),
+        pytest.param(MOGANET, {"resolution": (61, 75)}, marks=pytest.mark.slow),
+        pytest.param(MOGANET, {"features_only": True}, marks=pytest.mark.slow),
+    ],
+    ids=["no head", "features of odd sides", "odd sides", "features"],
 )
 def test_it_computes_what_pytorch_computes(variant, options, tmp_path, home):
     options = {"checkpoint": toy_file(tmp_path, variant), **SETTINGS[variant], **options}

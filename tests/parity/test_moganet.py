@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 
 from ckptkit.families.base import get_family
@@ -16,23 +18,27 @@ from tests.support.parity_cases import (
     require_frameworks,
     run_parity,
 )
+from tests.support.toys import MOGANET, toy_variants
 
 pytestmark = pytest.mark.usefixtures("keras_built_once")
 SIDE = 64
 OUTPUTS = ("stage1", "stage2", "stage3", "stage4", "logits")
-FAST = ("moganet-xt",)
+QUICK = {("moganet-xt", False, "openmixup"), ("moganet-xt", True, "torch")}
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    return write_file(Synthetic("moganet-xt", twins=True), tmp_path_factory.mktemp("m") / "m.pth")
+    """A file of the toy, as its family publishes them."""
+    with toy_variants():
+        yield write_file(Synthetic(MOGANET, twins=True), tmp_path_factory.mktemp("m") / "m.pth")
 
 
-@pytest.mark.parametrize("layout", ["openmixup", "torch"])
-@pytest.mark.parametrize("attn_force_fp32", [False, True])
 @pytest.mark.parametrize(
-    "variant",
-    [pytest.param(v, marks=() if v in FAST else pytest.mark.slow) for v in get_family("moganet").variants],
+    ("variant", "attn_force_fp32", "layout"),
+    [
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+        for case in product(get_family("moganet").variants, (False, True), ("openmixup", "torch"))
+    ],
 )
 def test_both_frameworks_agree(variant, attn_force_fp32, layout):
     require_frameworks()
@@ -76,7 +82,7 @@ def test_both_sides_take_the_copy_asked_for(published, weights):
 
 def test_the_entry_says_the_gate(published):
     require_frameworks()
-    entry = load_registry()["moganet-xt-224-timm"]
+    entry = load_registry()["moganet-xt-224-timm"].model_copy(update={"variant": MOGANET})
     report = run_parity(Located(published, entry), resolution=SIDE)
     assert report.ok
     assert report.settings == {"attn_force_fp32": False}
@@ -123,20 +129,20 @@ class TestFaultsShow:
         assert self.departure(published, converted) == "stage1"
 
     def test_values_that_small_maps_never_reach_are_said_to_be_unread(self, published, converted):
-        """A corner of a 7×7 kernel with dilation 3 looks 9 places away; stage 2 has 8×8 of them here."""
-        overwrite_tensor(converted, "moganet/blocks2_1/attn/value/dw_conv2/kernel", b"\x00\x00\x40\x40")
+        """A corner of a 7×7 kernel with dilation 3 looks 9 places away; stage 2 has 4×4 of them here."""
+        overwrite_tensor(converted, "moganet/blocks2_0/attn/value/dw_conv2/kernel", b"\x00\x00\x40\x40")
         report = run_parity(
-            Located(published), converted=converted, resolution=SIDE, settings={"attn_force_fp32": True}
+            Located(published), converted=converted, resolution=32, settings={"attn_force_fp32": True}
         )
         assert report.ok
-        assert any("smaller than the 224 pixels" in note and "kernels" in note for note in report.notes)
+        assert any("smaller than the 64 pixels" in note and "kernels" in note for note in report.notes)
 
     @pytest.mark.parametrize(
         ("name", "stage"),
         [
             ("moganet/patch_embed1/conv_0/kernel", "stage1"),
-            ("moganet/blocks2_1/attn/value/pw_conv/kernel", "stage2"),
-            ("moganet/blocks3_4/mlp/sigma/scale", "stage3"),
+            ("moganet/blocks2_0/attn/value/pw_conv/kernel", "stage2"),
+            ("moganet/blocks3_0/mlp/sigma/scale", "stage3"),
             ("moganet/norm4/moving_variance", "stage4"),
             ("moganet/head/bias", "logits"),
         ],
@@ -169,7 +175,7 @@ class TestKerasWeights:
     def test_two_tensors_of_one_shape_exchanged(self, published, converted):
         h5py = pytest.importorskip("h5py")
         with h5py.File(converted, "r+") as file:
-            attention = file["blocks/moga_block_3/attn"]
+            attention = file["blocks/moga_block_1/attn"]
             one, other = attention["proj_1/vars/0"], attention["gate/vars/0"]
             one[...], other[...] = other[...], one[...]
         report = run_parity(
