@@ -7,16 +7,34 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from ckptkit.base.errors import ConversionError
 from ckptkit.families import base
+from ckptkit.families.moat.config import MOAT_CONFIGS
+from ckptkit.models.synth import Synthetic, write_checkpoint
 from ckptkit.rules.language import OPS, Op
 from ckptkit.workspace import Located
 from tests.support.parity_cases import SIDE, require_frameworks, run_parity
 
 Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """File of a model of one block a stage, whose first attention has two heads already."""
+    config = replace(
+        MOAT_CONFIGS["tiny-moat0"],
+        name="small-for-faults",
+        stem=16,
+        depths=(1, 1, 1, 1),
+        widths=(16, 32, 64, 64),
+        resolution=SIDE,
+    )
+    with patch.dict(MOAT_CONFIGS, {config.name: config}):
+        yield write_checkpoint(Synthetic(config.name), tmp_path_factory.mktemp("small") / "m.ckpt")
 
 
 @pytest.fixture(autouse=True)
@@ -173,19 +191,19 @@ FAULTS: dict[str, tuple[Plant, str]] = {
 @pytest.mark.usefixtures("keras_built_once")
 @pytest.mark.parametrize(("plant", "departs"), FAULTS.values(), ids=FAULTS.keys())
 def test_a_planted_fault_is_caught_where_it_begins(
-    plant: Plant, departs: str, tiny: Path, monkeypatch: pytest.MonkeyPatch
+    plant: Plant, departs: str, small: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    assert_caught(plant, departs, tiny, monkeypatch)
+    assert_caught(plant, departs, small, monkeypatch)
 
 
-def test_a_fault_of_the_reference_side_is_caught_just_the_same(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_fault_of_the_reference_side_is_caught_just_the_same(small: Path, monkeypatch: pytest.MonkeyPatch):
     """tanh's GELU in Keras, whose model must be built with it."""
-    assert_caught(in_keras_model("gelu", keras_tanh_gelu), "stage1", tiny, monkeypatch)
+    assert_caught(in_keras_model("gelu", keras_tanh_gelu), "stage1", small, monkeypatch)
 
 
-def assert_caught(plant: Plant, departs: str, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def assert_caught(plant: Plant, departs: str, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
-    report = run_parity(Located(tiny), resolution=SIDE)
+    report = run_parity(Located(small), resolution=SIDE)
     assert not report.ok
     assert report.first_departure == departs, report.verdict
     departed = next(stage for stage in report.stages if not stage.ok)
@@ -193,10 +211,10 @@ def assert_caught(plant: Plant, departs: str, tiny: Path, monkeypatch: pytest.Mo
     assert not report.stages[-1].ok, "it reaches the logits too"
 
 
-def test_a_rule_left_out_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_rule_left_out_is_refused(small: Path, monkeypatch: pytest.MonkeyPatch):
     """A rule that reads a tensor which is not there cannot be run at all."""
     in_rules(lambda rule: replace(rule, external=rule.external.replace("se/reduce_conv2d", "se/squeeze")))(
         monkeypatch
     )
     with pytest.raises(ConversionError, match="se/squeeze"):
-        run_parity(Located(tiny), resolution=SIDE)
+        run_parity(Located(small), resolution=SIDE)
