@@ -18,12 +18,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("tiny") / "model.ckpt")
 
 
-@pytest.fixture(scope="session")
-def twins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prefix of tiny-moat0 with raw weights and their moving averages."""
-    return write_tiny(tmp_path_factory.mktemp("twins") / "model.ckpt", twins=True)
-
-
 _BUILT: dict[tuple[object, ...], Any] = {}
 
 
