@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.support.examples import commands
-from tests.support.terminal import in_pipe, on_terminal, raw_on_terminal, screen
+from tests.support.terminal import ask_frameworks, in_pipe, on_terminal, raw_on_terminal, screen
 
 ID = "tiny-moat0-256"
 WIDTHS = (80, 100, 140)
@@ -73,6 +73,7 @@ def folder(tmp_path_factory):
     done = on_terminal([line.split() for line in lines], 80, place, environment)
     assert [code for code, _ in done] == [0, 0, 0], done
     (place / "registry.yaml").write_text("entries: []\n")
+    ask_frameworks(place)
     return place, environment
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -11,8 +12,12 @@ import subprocess
 import sys
 import termios
 import threading
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from ckptkit import doctor
+from tests.support.preloaded import run
 
 _PROGRAM = """
 import json, pathlib, subprocess, sys, zlib
@@ -34,7 +39,7 @@ for line in sys.argv[2:]:
         sys.stderr.flush()
         print(f"{sys.argv[1]}{left.code or 0}", flush=True)
 """
-"""Runs the lines; the frameworks are imported for the first `doctor` in a folder, and asked no more."""
+"""Runs the lines; what `doctor` asks the frameworks it asks once in a folder, see `ask_frameworks`."""
 _MARK = "<exit>"
 _CODES = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|([\r\n\t])|([^\x1b\r\n\t]+)")
 
@@ -119,6 +124,15 @@ def in_pipe(
         check=True,
     )
     return re.split(rf"{_MARK}\d+\n", done.stdout)[:-1]
+
+
+def ask_frameworks(folder: Path) -> None:
+    """Keep what `doctor` hears of the frameworks, from processes in which they are imported already."""
+    for program in (doctor._TORCH, doctor._TENSORFLOW):
+        arguments = [sys.executable, "-c", program]
+        heard = run(arguments, folder)
+        kept = folder / f"probed{zlib.crc32(repr(arguments).encode())}.json"
+        kept.write_text(json.dumps([heard.returncode, heard.stdout, heard.stderr]))
 
 
 def _environment() -> dict[str, str]:
