@@ -11,7 +11,8 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -124,18 +125,7 @@ class Root(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Load a command: to read the options of all of them takes longer than a short command's own work."""
         if cmd_name in _MODULES and cmd_name not in self.commands:
-            part = typer.Typer(rich_markup_mode=None)
-            importlib.import_module(f"ckptkit.cli.{_MODULES[cmd_name]}").register(part)
-            for command in (*part.registered_commands, *_of_groups(part)):
-                if command.cls is Command:  # of a group that was loaded before, by an earlier command line
-                    continue
-                command.cls = Command
-                command.help = help_of(command.callback)
-                command.callback = with_shared_options(command.callback)
-            made = typer.main.get_group(part).commands
-            for group in made.values():
-                _explain_itself(group)
-            self.commands.update(made)
+            self.commands.update(_commands_in(_MODULES[cmd_name]))
         return self.commands.get(cmd_name)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -327,9 +317,22 @@ _GROUPS = {
 _MODULES = {name: module for modules in _GROUPS.values() for name, module in modules.items()}
 
 
-def _of_groups(part: typer.Typer) -> list[Any]:
+@cache
+def _commands_in(module: str) -> Mapping[str, Any]:
+    """Commands that a module registers, made once however many command lines a process runs."""
+    part = typer.Typer(rich_markup_mode=None)
+    importlib.import_module(f"ckptkit.cli.{module}").register(part)
     groups = [group.typer_instance for group in part.registered_groups]
-    return [command for group in groups if group for command in group.registered_commands]
+    of_groups = [command for group in groups if group for command in group.registered_commands]
+    commands: list[Any] = [*part.registered_commands, *of_groups]
+    for command in commands:
+        command.cls = Command
+        command.help = help_of(command.callback)
+        command.callback = with_shared_options(command.callback)
+    made = typer.main.get_group(part).commands
+    for group in made.values():
+        _explain_itself(group)
+    return made
 
 
 def load_commands() -> Root:

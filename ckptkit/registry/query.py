@@ -31,7 +31,12 @@ def nearest(wanted: str, known: Iterable[str], *, count: int = 3) -> list[str]:
     ranked = []
     for place, name in enumerate(names):
         low = name.lower()
-        begins, whole = (SequenceMatcher(None, typed, text).ratio() for text in (low[: len(typed)], low))
+        pair = [SequenceMatcher(None, typed, text) for text in (low[: len(typed)], low)]
+        if typed not in low and all(one.real_quick_ratio() < _ALIKE for one in pair):
+            continue  # too long, or too short
+        if typed not in low and all(one.quick_ratio() < _ALIKE for one in pair):
+            continue
+        begins, whole = (one.ratio() for one in pair)
         if max(begins, whole) >= _ALIKE or typed in low:
             ranked.append((-max(begins, whole), -whole, place, name))
     return [name for *_, name in sorted(ranked)[:count]]
