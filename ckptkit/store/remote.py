@@ -13,6 +13,7 @@ import contextlib
 import errno
 import importlib
 import inspect
+import logging
 import queue
 import threading
 import time
@@ -57,6 +58,8 @@ class Store:
     protocol: str
     package: str
 
+
+_SILENT = logging.NullHandler()
 
 STORES: dict[str, Store] = {
     "s3": Store("s3", "s3fs"),
@@ -198,6 +201,7 @@ def _connect(url: str) -> tuple[Any, str]:
             hint="give them as the store's own tools take them: by variables or by their files",
         )
     store = STORES[scheme.lower()]
+    logging.getLogger(store.package).addHandler(_SILENT)  # else what it logs would be shown, with tracebacks
     try:
         fsspec = importlib.import_module("fsspec")
         files = fsspec.filesystem(store.protocol)

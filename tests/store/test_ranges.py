@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import logging
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from safetensors.numpy import save, save_file
@@ -18,6 +21,7 @@ from ckptkit.base.errors import CkptkitError, FormatError, NetworkError, NotFoun
 from ckptkit.base.net import Policy
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.far_path import FarPath
+from ckptkit.store import remote
 from ckptkit.store.ranges import RangedFiles, requested_url
 from tests.support.commands import runner
 from tests.support.foreign_files import (
@@ -219,6 +223,21 @@ def as_keras(path: Path) -> Path:
     return _converted(path, "keras")
 
 
+def as_keras_archive(path: Path, method: int = zipfile.ZIP_STORED) -> Path:
+    """What ``model.save`` of Keras 3 writes."""
+    weights = as_keras(path.with_suffix(".weights.h5"))
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("metadata.json", '{"keras_version": "3.11.0"}')
+        archive.writestr("config.json", '{"module": "keras", "class_name": "Functional", "config": {}}')
+        archive.write(weights, "model.weights.h5")
+    return path
+
+
+def as_compressed_npz(path: Path) -> Path:
+    np.savez_compressed(path, **{name: np.zeros_like(array) for name, array in arrays().items()})
+    return path
+
+
 def as_safetensors(path: Path) -> Path:
     save_file(arrays(), path)
     return path
@@ -235,6 +254,8 @@ FORMATS = {
     "m.npz": (as_npz, 44),  # each array has a header of its own
     "m.gguf": (as_gguf, 2),
     "m.weights.h5": (as_keras, 8),
+    "m.keras": (as_keras_archive, 9),
+    "compressed.npz": (as_compressed_npz, 44),
     # what describes a tensor is beside its values, so each costs a request
     "legacy.pth": (as_legacy_torch, 44),
     "m.onnx": (as_onnx, 44),
@@ -492,6 +513,49 @@ def test_an_object_in_s3():
         assert file is not None
         assert (file.requests, file.received < 1 << 20) == (2, True)
         assert ranged.open(f"s3://{BUCKET}/none.safetensors") is None
+
+
+@pytest.mark.parametrize("scheme", ["gs", "az"])
+def test_an_object_in_another_store(scheme, run, monkeypatch):
+    """Through fsspec's own store in memory; gcsfs and adlfs themselves are not installed here."""
+    monkeypatch.setitem(remote.STORES, scheme, replace(remote.STORES[scheme], protocol="memory"))
+    files = fsspec.filesystem("memory")
+    body = large_safetensors(count=20, each=1_000_000)
+    files.pipe_file("/bucket/m.safetensors", body.head + bytes(20_000_000))
+    url = f"{scheme}://bucket/m.safetensors"
+
+    found = run("inspect", url, "--json")
+    assert (found.code, len(json.loads(found.out)["tensors"])) == (0, 20)
+    assert "of 20.0 MB in 2 range requests" in found.err
+    assert run("diff", url, url, "--names-only").code == 0
+    assert run("inspect", f"{scheme}://bucket/none.safetensors").code == 3
+    files.rm("/bucket/m.safetensors")
+
+
+@pytest.mark.parametrize(("scheme", "package"), [("gs", "gcsfs"), ("az", "adlfs")])
+def test_a_store_whose_package_is_missing(scheme, package, run, monkeypatch):
+    def missing(_protocol):
+        raise ImportError
+
+    monkeypatch.setattr(fsspec, "filesystem", missing)
+    found = run("inspect", f"{scheme}://bucket/m.safetensors")
+    assert (found.code, f"needs {package}; pip install {package}" in found.err) == (6, True), found.err
+
+
+def test_what_the_package_of_a_store_logs_is_not_shown(run, monkeypatch):
+    """A logger without a handler writes to standard error, with a traceback."""
+    monkeypatch.setitem(remote.STORES, "gs", replace(remote.STORES["gs"], protocol="memory"))
+
+    def info(self, path, **_):
+        logging.getLogger("gcsfs").warning("out of retries")
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "info", info)
+    written = io.StringIO()
+    monkeypatch.setattr(logging.lastResort, "_stderr", written, raising=False)
+    with contextlib.redirect_stderr(written):
+        assert run("inspect", "gs://bucket/m.safetensors").code == 3
+    assert "out of retries" not in written.getvalue()
 
 
 def test_an_entry_that_is_not_fetched(server, run, tmp_path):
