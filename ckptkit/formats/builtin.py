@@ -65,8 +65,8 @@ class Safetensors(BuiltIn):
         return len(sample.head) > 8 and sample.head[8:9] == b"{" and length < 1 << 33  # what GGUF is above
 
     def holds(self, spec: TensorSpec) -> bool:
-        """What the header has a name for."""
-        return spec.dtype.safetensors is not None
+        """What the header has a name for, in whole bytes."""
+        return spec.dtype.safetensors is not None and not spec.size * (spec.dtype.bits or 8) % 8
 
 
 class Torch(BuiltIn):

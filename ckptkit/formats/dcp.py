@@ -65,6 +65,7 @@ _OPTIMIZER = re.compile(
 """Names that DCP gives the tensors of an optimizer that was saved beside the model."""
 
 _AGAIN = "fetch it again"
+_PLAINLY = "save it with torch.distributed.checkpoint.save, without serialization_format"
 _OWN = "load it with torch.distributed.checkpoint and save it again"
 
 
@@ -373,6 +374,10 @@ class DcpReader(StateDictReader):
             reason = f"has {size} bytes, and .metadata places data up to {reached}"
             raise FormatError(path, reason, hint=f"it is probably truncated: {_AGAIN}")
         if any(one.offset + one.nbytes > other.offset for one, other in pairwise(held)):
+            with path.open("rb") as file:
+                is_safetensors = file.read(9)[8:] == b"{"
+            if is_safetensors:  # SerializationFormat.SAFETENSORS, of which torch writes no usable places
+                raise FormatError(path, "is a safetensors file in a DCP checkpoint", hint=_PLAINLY)
             raise FormatError(path, "two tensors or values share bytes of it", hint=_AGAIN)
         return size
 

@@ -33,7 +33,7 @@ _BLOCKS = """
 10 Q2_K 256 84    11 Q3_K 256 110    12 Q4_K 256 144    13 Q5_K 256 176    14 Q6_K 256 210    15 Q8_K 256 292
 16 IQ2_XXS 256 66    17 IQ2_XS 256 74    18 IQ3_XXS 256 98    19 IQ1_S 256 50    20 IQ4_NL 32 18
 21 IQ3_S 256 110    22 IQ2_S 256 82    23 IQ4_XS 256 136    29 IQ1_M 256 56    34 TQ1_0 256 54
-35 TQ2_0 256 66    39 MXFP4 32 17
+35 TQ2_0 256 66    39 MXFP4 32 17    40 NVFP4 64 36    41 Q1_0 128 18
 """
 _WORDS = _BLOCKS.split()
 BLOCKS: Mapping[int, tuple[DType, int, int]] = {
@@ -45,7 +45,7 @@ _NUMBERS = {code: struct.Struct(f"<{form}") for code, form in enumerate("BbHhIif
 _NUMBERS |= {code: struct.Struct(f"<{form}") for code, form in ((10, "Q"), (11, "q"), (12, "d"))}
 _TEXT, _LIST = 8, 9
 _MAX_NAME, _MAX_VALUE = 65_535, 1 << 20
-_MAX_DIMS = 4
+_MAX_DIMS, _MAX_DEPTH = 4, 8
 _MAX_ALIGNMENT = 1 << 20
 _SHOWN = 200
 
@@ -62,8 +62,8 @@ class GgufReader(SpanReader):
         version = self._number("<I")
         if version not in _VERSIONS:
             big = int.from_bytes(version.to_bytes(4, "little"), "big") in _VERSIONS
-            what = "big-endian" if big else f"version {version}, which is not known here"
-            raise file.fault(f"a GGUF file of {what}", hint="convert it again with llama.cpp")
+            what = "in big-endian order" if big else f"of version {version}, which is not known here"
+            raise file.fault(f"a GGUF file {what}", hint="convert it again with llama.cpp")
         tensors, pairs = self._number("<Q"), self._number("<Q")
         self.metadata = self._pairs(pairs)
         infos = [self._info() for _ in range(self._few(tensors, 24))]
@@ -90,9 +90,8 @@ class GgufReader(SpanReader):
     def _few(self, count: int, nbytes: int) -> int:
         """A count of things that take some bytes each, and so are no more than fit into the file."""
         if count * nbytes > self._file.size:
-            raise self._file.fault(
-                f"{counted(count, 'entry')} in a file of {self._file.size:,} bytes", self._at
-            )
+            entries = f"{counted(count, 'entry')} in a file of {self._file.size:,} bytes"
+            raise self._file.fault(entries, self._at, hint="it is truncated: fetch it again")
         self._budget.spend(nodes=count, steps=8 * count)
         return count
 
@@ -116,7 +115,7 @@ class GgufReader(SpanReader):
             found[key] = self._value(self._number("<I"))
         return found
 
-    def _value(self, kind: int) -> str:
+    def _value(self, kind: int, depth: int = 0) -> str:
         if kind == _TEXT:
             return self._text(_MAX_VALUE)
         if kind in _NUMBERS:
@@ -131,6 +130,9 @@ class GgufReader(SpanReader):
         elif inner == _TEXT:
             for _ in range(self._few(count, 8)):
                 self._skip(self._number("<Q"))
+        elif inner == _LIST and depth < _MAX_DEPTH:
+            for _ in range(self._few(count, 12)):
+                self._value(_LIST, depth + 1)
         else:
             raise self._file.fault(f"a list of values of type {inner}", self._at)
         return f"a list of {count:,}"

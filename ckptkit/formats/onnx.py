@@ -8,6 +8,7 @@ of the onnx project.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath, PureWindowsPath
@@ -43,11 +44,17 @@ _FLOATS, _INTS, _LONGS, _RAW, _DOUBLES, _UNSIGNED = 4, 5, 7, 9, 10, 11
 """Fields of a tensor that hold its elements: floats and numbers of a type, or the bytes."""
 _FIXED = {_FLOATS: ("float32", "complex64"), _DOUBLES: ("float64", "complex128")}
 _LONG_TYPES = {_LONGS: ("int64",), _UNSIGNED: ("uint32", "uint64")}
+_HOLDS = {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"}
+"""Fields of an attribute that hold weights."""
+_OPSETS, _TRAINING, _FUNCTIONS = 8, 20, 25
+"""Fields of a model beside its graph."""
 _WINDOW, _VARINT_BYTES = 1 << 20, 10
 _MAX_DEPTH = 20
 _MAX_FILES = 1000
 _MAX_TEXT = 1 << 20
 _MAX_ALSO = 1000
+_MANY = 16
+"""Numbers in one attribute: so many are weights, fewer are scales or sizes."""
 _SHOWN = 200
 
 
@@ -84,6 +91,7 @@ class OnnxReader(SpanReader):
             str, tuple[int, int, int]
         ] = {}  # tensors in varints: where they are, and the field
         self._beside: dict[str, MappedFile] = {}
+        self._nodes: set[str] = set()
         self._others = 0
         try:
             self.metadata = self._model()
@@ -122,7 +130,7 @@ class OnnxReader(SpanReader):
     def _model(self) -> dict[str, str]:
         """The tensors of a model's graph and functions; returns what it says about itself."""
         told: dict[str, str] = {}
-        opsets: list[str] = []
+        beside: dict[int, list[tuple[int, int]]] = {_OPSETS: [], _TRAINING: [], _FUNCTIONS: []}
         size = self._file.size
         for number, wire, at, end in self._fields(0, size):
             if number == 1 and wire == VARINT:
@@ -133,15 +141,16 @@ class OnnxReader(SpanReader):
                 told["producer"] = f"{told.get('producer', '')} {self._text(at, end)}".strip()
             elif number == 7:
                 told |= self._graph(at, end, "", 0)
-            elif number == 8:
-                opsets.append(self._opset(at, end))
             elif number == 14:
                 key, value = self._pair(at, end)
                 told.setdefault(key, value)
-            elif number == 25:
-                self._function(at, end)
-        if opsets:
-            told["opset"] = ", ".join(opsets)
+            elif number in beside:
+                beside[number].append((at, end))
+        if beside[_TRAINING]:
+            self._note("training_info", "graphs of a training, which are not read")
+        self._functions(beside[_FUNCTIONS])
+        if beside[_OPSETS]:
+            told["opset"] = ", ".join(self._opset(*place) for place in beside[_OPSETS])
         return told
 
     def _opset(self, start: int, stop: int) -> str:
@@ -153,13 +162,24 @@ class OnnxReader(SpanReader):
                 version = at
         return f"{domain} {version}"
 
-    def _function(self, start: int, stop: int) -> None:
-        name = ""
-        for what, at, end in self._messages(start, stop, name=1, node=7):
-            if what == "name":
-                name = self._text(at, end)
-            else:
-                self._node(at, end, f"{name}/", 0)
+    def _functions(self, places: Sequence[tuple[int, int]]) -> None:
+        """The tensors of functions, under a function's name; of two that share it, with its domain too."""
+        held = []
+        for place in places:
+            told = dict.fromkeys(("name", "domain", "overload"), "")
+            nodes = []
+            for what, at, end in self._messages(*place, name=1, node=7, domain=10, overload=13):
+                if what == "node":
+                    nodes.append((at, end))
+                else:
+                    told[what] = self._text(at, end)
+            held.append((told, nodes))
+        count = Counter(told["name"] for told, _ in held)
+        for told, nodes in held:
+            whole = ":".join(filter(None, (told["domain"], told["name"], told["overload"])))
+            before = told["name"] if count[told["name"]] == 1 else whole
+            for at, end in nodes:
+                self._node(at, end, f"{before}/", 0)
 
     def _graph(self, start: int, stop: int, before: str, depth: int) -> dict[str, str]:
         """The tensors of a graph, whose names get something ``before`` them; its inputs and outputs."""
@@ -194,28 +214,47 @@ class OnnxReader(SpanReader):
                 name = self._text(at, end)
             else:
                 operator = self._text(at, end)
+        is_constant = operator == "Constant"
+        own = before + (output if is_constant else name or output)
+        if attributes and own in self._nodes:  # a node's name need not be its own, its output is
+            own = before + output
+        self._nodes.add(own)
         for place in attributes:
-            if operator == "Constant":
-                self._value(*place, f"{before}{output}")
-            else:
-                self._graphs(*place, f"{before}{name or output}/", depth)
+            self._attribute(*place, own, depth, of_constant=is_constant)
 
-    def _graphs(self, start: int, stop: int, before: str, depth: int) -> None:
-        """The graphs of an attribute, which may be told before its name is."""
-        held = [*self._messages(start, stop, name=1, g=6, graphs=11)]
-        name = next((self._text(at, end) for what, at, end in held if what == "name"), "")
-        for what, at, end in held:
-            if what != "name":
-                self._graph(at, end, f"{before}{name}/", depth + 1)
+    def _attribute(self, start: int, stop: int, before: str, depth: int, *, of_constant: bool) -> None:
+        """The graphs and tensors of an attribute, which may be told before its name is.
 
-    def _value(self, start: int, stop: int, name: str) -> None:
-        """The value of a constant."""
-        for what, at, end in self._messages(start, stop, tensor=5, sparse=22):
-            if what == "tensor":
-                self._constant(self._tensor(at, end), name)
-            else:
-                self.refuse_twice(name)
-                self.left_out[name] = "a sparse tensor"
+        The value of a constant has the name of the constant.
+        """
+        name, held, numbers = "", [], 0
+        for number, wire, at, end in self._fields(start, stop):
+            if number == 7 and wire in (LENGTH_DELIMITED, FIXED32):
+                numbers += (end - at) // 4
+            elif number == 1 and wire == LENGTH_DELIMITED:
+                name = self._text(at, end)
+            elif number in _HOLDS:
+                if wire != LENGTH_DELIMITED:
+                    raise WireError(f"field {number} is not a message")
+                held.append((_HOLDS[number], at, end))
+        name = before if of_constant else f"{before}/{name}"
+        for index, place in enumerate(held):
+            own = name if len(held) == 1 else f"{name}/{index}"
+            self._take_value(*place, name if place[0] == "graph" else own, depth, of_constant=of_constant)
+        if numbers >= (1 if of_constant else _MANY):
+            self._note(name, f"{counted(numbers, 'number')} in the graph itself")
+
+    def _take_value(
+        self, what: str, start: int, stop: int, name: str, depth: int, *, of_constant: bool
+    ) -> None:
+        if what == "graph":
+            self._graph(start, stop, f"{name}/", depth + 1)
+        elif what == "sparse":
+            self._leave_out(name, "a sparse tensor")
+        else:
+            tensor = self._tensor(start, stop)
+            if of_constant or math.prod(tensor.shape) != 1:  # as ConstantOfShape has it
+                self._constant(tensor, name)
 
     def _value_info(self, start: int, stop: int) -> tuple[str, str]:
         """An input or output: its name, element type and shape."""
@@ -296,8 +335,11 @@ class OnnxReader(SpanReader):
     def _sparse(self, start: int, stop: int, before: str) -> None:
         for _, at, end in self._messages(start, stop, values=1):
             name = before + self._tensor(at, end).name
-            self.refuse_twice(name)
-            self.left_out[name] = "a sparse tensor"
+            self._leave_out(name, "a sparse tensor")
+
+    def _leave_out(self, name: str, why: str) -> None:
+        self.refuse_twice(name)
+        self.left_out[name] = why
 
     def _take(self, tensor: _Tensor, before: str) -> None:
         """Take a tensor under its name, where its elements can be found."""
@@ -308,8 +350,7 @@ class OnnxReader(SpanReader):
             return
         dtype = _TYPES.get(tensor.kind)
         if dtype is None:
-            self.refuse_twice(name)
-            self.left_out[name] = f"elements of type {tensor.kind}, which is not known here"
+            self._leave_out(name, f"elements of type {tensor.kind}, which is not known here")
             return
         if any(size >= 1 << 62 for size in tensor.shape):
             raise WireError(f"tensor {name[:_SHOWN]!r} has a negative size, or one beyond all bounds")

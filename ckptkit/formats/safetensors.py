@@ -160,6 +160,10 @@ class _Checked:
 # ----------------------------------------------------------------------------------------------------
 # Reading.
 
+_SHARDING = "DCP_SHARDING_INFO"
+_RANK_FILE = re.compile(r"shard-0*1-")
+_WITHIN = re.compile(r'"saved_offsets": \[[0, ]*[1-9]')
+
 
 class SafetensorsReader(MappedReader):
     """A safetensors file."""
@@ -171,6 +175,18 @@ class SafetensorsReader(MappedReader):
         self._offsets = header.offsets
         self.specs = header.specs
         self.metadata = header.metadata
+        if self._is_part(header.metadata.get(_SHARDING, "")):
+            raise FormatError(
+                self.path,
+                "holds one rank's parts of tensors, as torch.distributed saves them",
+                hint="save them with HuggingFaceStorageWriter(…, enable_consolidation=True)",
+            )
+
+    def _is_part(self, sharding: str) -> bool:
+        """Whether some begin within a whole tensor, or another rank's file is beside it."""
+        first = _RANK_FILE.match(self.path.name)
+        others = any(self.path.parent.glob("shard-*2-*.safetensors")) if first and sharding else False
+        return others or bool(_WITHIN.search(sharding))
 
     def _read(self, name: str) -> Array:
         spec = self.specs[name]

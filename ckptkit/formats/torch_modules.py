@@ -11,13 +11,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 from ckptkit.base.errors import FormatError
 from ckptkit.formats.pickle_machine import Inert
 from ckptkit.formats.torch_pickle import describe, is_array, is_tensor
 
-_SCRIPTED = "__torch__."
+SCRIPTED = "__torch__."
 _GRAPH_MODULE = "torch.fx.graph_module.reduce_"
+_PACKED = "torch.ScriptObject"
+"""What a quantized layer has its weights in, of which its state dict has the object."""
+_TABLES = ("_parameters", "_buffers", "_modules")
 _MAX_DEPTH, _MAX_MODULES, _MAX_NAMES = 100, 100_000, 32 << 20
 _MAX_LOOK, _MAX_ITEMS, _MAX_OTHERS = 3, 1000, 1000
 _CLASS = re.compile(
@@ -55,6 +59,8 @@ class Modules:
     found: dict[str, None] = field(default_factory=dict)  # classes of the modules that were read
     others: dict[str, object] = field(default_factory=dict)  # tensors that are mere attributes
     _replaced: dict[int, object] = field(default_factory=dict)
+    _looked_into: dict[int, bool] = field(default_factory=dict)
+    _taken: set[int] = field(default_factory=set)
     _count: int = 0
     _names: int = 0
 
@@ -94,7 +100,7 @@ class Modules:
                 f"more than {_MAX_DEPTH if depth > _MAX_DEPTH else _MAX_MODULES:,} modules in each other"
             )
         state = _tables(module) or {}
-        scripted = module.name.startswith(_SCRIPTED)
+        scripted = module.name.startswith(SCRIPTED)
         own, inner = self._scripted(module, state) if scripted else self._pickled(state)
         for name, value in own.items():
             self._put(table, prefix + name, value)
@@ -103,10 +109,29 @@ class Modules:
                 self._walk(held, f"{prefix}{name}.", table, depth + 1)
             elif held is not None:
                 self._put(table, prefix + name, held)
+        tables = (*_TABLES, *own, *inner)
         for key, mere in state.items():
-            is_other = isinstance(key, str) and key not in own and (is_tensor(mere) or is_array(mere))
-            if is_other and len(self.others) < _MAX_OTHERS:
+            if not isinstance(key, str) or key in tables:
+                continue
+            if isinstance(mere, Inert) and mere.name == _PACKED:
+                self._put(table, prefix + key, mere)
+            elif len(self.others) < _MAX_OTHERS and self._holds_tensors(mere):
                 self.others[f"{prefix}{key}"] = mere
+
+    def _holds_tensors(self, value: object, depth: int = 0) -> bool:
+        """Whether an attribute is a tensor that was not taken, or a list or table with tensors or modules."""
+        if is_tensor(value) or is_array(value):
+            return id(value) not in self._taken
+        if isinstance(value, Inert):
+            return depth > 0 and _tables(value) is not None
+        if depth > _MAX_LOOK or not isinstance(value, (dict, list, tuple)):
+            return False
+        if id(value) not in self._looked_into:
+            self._looked_into[id(value)] = False  # what it is in itself too
+            inner = islice(value.values() if isinstance(value, dict) else value, _MAX_ITEMS)
+            found = any(self._holds_tensors(one, depth + 1) for one in inner)
+            self._looked_into[id(value)] = found
+        return self._looked_into[id(value)]
 
     def _put(self, table: dict[object, object], name: str, value: object) -> None:
         self._names += len(name)
@@ -115,6 +140,7 @@ class Modules:
         if name in table:
             raise self.fault(f"two tensors are called {name[:200]!r}")
         table[name] = value
+        self._taken.add(id(value))
 
     def _pickled(self, state: Mapping[object, object]) -> tuple[dict[str, object], dict[str, object]]:
         """The parameters and buffers of a module, and the modules in it."""
@@ -136,7 +162,7 @@ class Modules:
         inner: dict[str, object] = {
             name: value
             for name, value in named.items()
-            if name not in own and isinstance(value, Inert) and value.name.startswith(_SCRIPTED)
+            if name not in own and isinstance(value, Inert) and value.name.startswith(SCRIPTED)
         }
         return own, inner
 
@@ -144,7 +170,7 @@ class Modules:
         """What was read, in a sentence."""
         if not self.found:
             return []
-        scripted = all(name.startswith(_SCRIPTED) for name in self.found)
+        scripted = all(name.startswith(SCRIPTED) for name in self.found)
         kind = "a TorchScript archive" if scripted else "a whole pickled module"
         names = describe(list(self.found)[:3], 200).strip("[]")
         return [f"{kind} ({names}): its parameters and buffers are read by name, and none of its code is run"]
@@ -160,7 +186,7 @@ def _tables(value: Inert) -> Mapping[object, object] | None:
     if not isinstance(state, dict):
         return None
     is_module = isinstance(state.get("_parameters"), dict) and isinstance(state.get("_modules"), dict)
-    return state if is_module or value.name.startswith(_SCRIPTED) else None
+    return state if is_module or value.name.startswith(SCRIPTED) else None
 
 
 def _named(state: Mapping[object, object], key: str) -> dict[str, object]:

@@ -19,6 +19,7 @@ from ckptkit.base.errors import FormatError, NotFoundError, UsageError, listed
 from ckptkit.formats.base import AVERAGING_COUNTERS, Copy, Weights
 from ckptkit.formats.pickle_machine import Inert
 from ckptkit.formats.pickle_names import would_call
+from ckptkit.formats.torch_modules import SCRIPTED
 from ckptkit.formats.torch_pickle import describe, is_array, is_tensor
 
 Table = dict[object, object]
@@ -181,6 +182,9 @@ def _no_state_dict(path: Path, root: object, kind: str) -> FormatError:
         loader = "pickle.load" if kind else "torch.load"
         what = f"is a pickle that would call {called} when loaded by {loader}"
         return FormatError(path, what, hint="ckptkit does not call it")
+    if isinstance(root, Inert) and root.name.startswith(SCRIPTED):
+        what = "is a TorchScript archive whose modules have no parameters: in a frozen one its code has them"
+        return FormatError(path, what, hint="save the model before torch.jit.freeze makes them constants")
     if isinstance(root, Inert):
         return FormatError(
             path, f"is a whole pickled object ({describe(root, 120)}), not a state dict", hint=hint

@@ -321,6 +321,15 @@ REFUSED: dict[str, tuple[Callable[[Dcp], None], str]] = {
 }  # fmt: skip
 
 
+def test_a_checkpoint_serialized_as_safetensors_says_so(simple: Dcp, tmp_path: Path) -> None:
+    """torch writes offset 0 for every tensor then, and does not load it itself."""
+    _shared(simple)
+    folder = simple.write(tmp_path)
+    raw = (folder / "__0_0.distcp").read_bytes()
+    (folder / "__0_0.distcp").write_bytes((2).to_bytes(8, "little") + b"{}" + raw)
+    assert "is a safetensors file in a DCP checkpoint; save it with" in refusal(folder)
+
+
 @pytest.mark.parametrize("fault", REFUSED)
 def test_what_is_refused(simple: Dcp, tmp_path: Path, fault: str) -> None:
     change, expected = REFUSED[fault]

@@ -31,6 +31,7 @@ PAIRS = {
     "toy.flag": struct.pack("<I?", 7, True),
     "tokens": struct.pack("<IIQ", 9, 8, 2) + gguf_text("a") + gguf_text("bc"),
     "scores": struct.pack("<IIQ", 9, 6, 2) + bytes(8),
+    "nested": struct.pack("<IIQIQBBIQ", 9, 9, 2, 0, 2, 1, 2, 8, 1) + gguf_text("a"),
 }
 
 
@@ -56,6 +57,7 @@ def test_a_file_by_hand(tmp_path: Path, version: int, alignment: int) -> None:
             "toy.flag": "true",
             "tokens": "a list of 2",
             "scores": "a list of 2",
+            "nested": "a list of 2",
             "general.alignment": str(alignment),
         }
     assert may_begin("gguf", raw[:64])
@@ -154,7 +156,7 @@ def one(kind: int = 0, shape: tuple[int, ...] = (4,), raw: bytes = bytes(16)) ->
 
 BAD: dict[str, tuple[bytes, str]] = {
     "cut off": (GOOD[:-1], "is not inside the file"),
-    "a cut header": (GOOD[:90], "the header ends early"),
+    "a cut header": (GOOD[:100], "the header ends early"),
     "a mark alone": (b"GGUF", "the header ends early"),
     "another version": (patched(4, "<I", 9), "version 9, which is not known"),
     "big-endian": (patched(4, ">I", 3), "big-endian"),
@@ -170,7 +172,11 @@ BAD: dict[str, tuple[bytes, str]] = {
         "an alignment of 0",
     ),
     "a type of values": (gguf_file({}, {"a": struct.pack("<I", 99)}), "a value of type 99"),
-    "a list of lists": (gguf_file({}, {"a": struct.pack("<IIQ", 9, 9, 1)}), "a list of values of type 9"),
+    "lists in lists": (
+        gguf_file({}, {"a": struct.pack("<I", 9) + 20 * struct.pack("<IQ", 9, 1)}),
+        "a list of values of type 9",
+    ),
+    "a list of all lists": (gguf_file({}, {"a": struct.pack("<IIQ", 9, 9, 1 << 60)}), "entries in a file of"),
     "a list of all": (gguf_file({}, {"a": struct.pack("<IIQ", 9, 0, 1 << 60)}), "the header ends early"),
     "many axes": (gguf_file({"w": (0, (1,) * 5, bytes(4))}), "has 5 axes"),
     "vast": (one(shape=(1 << 62, 1 << 62)), "is not inside the file"),

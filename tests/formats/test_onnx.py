@@ -219,6 +219,74 @@ def test_constants_and_graphs_in_nodes(tmp_path: Path) -> None:
         }
 
 
+def test_weights_in_attributes_of_other_nodes(tmp_path: Path) -> None:
+    """What a node holds besides is carried, or mentioned: nothing is left out in silence."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import helper, numpy_helper
+
+    def tensor(array: Any) -> Any:
+        return numpy_helper.from_array(np.asarray(array, "float32"))
+
+    nodes = [
+        helper.make_node("TreeEnsemble", ["x"], ["a"], domain="ai.onnx.ml", nodes_splits=tensor([1, 2])),
+        helper.make_node("Own", ["x"], ["b"], domain="own", ts=[tensor([3, 4]), tensor([5, 6])]),
+        helper.make_node("LinearRegressor", ["x"], ["c"], domain="ai.onnx.ml", coefficients=[0.5] * 20),
+        helper.make_node("Constant", [], ["d"], value_floats=[1.0, 2.0]),
+        helper.make_node("ConstantOfShape", ["s"], ["e"], value=tensor([7])),
+        helper.make_node("Upsample", ["x"], ["f"], scales=[1.0, 2.0]),
+    ]
+    model = model_of(onnx, [], nodes)
+    model.training_info.add().algorithm.initializer.append(tensor([8, 9]))
+    onnx.save(model, tmp_path / "m.onnx")
+    with open_reader(tmp_path / "m.onnx") as reader:
+        assert {name: reader.read(name).tolist() for name in reader.specs} == {
+            "a/nodes_splits": [1, 2],
+            "b/ts/0": [3, 4],
+            "b/ts/1": [5, 6],
+        }
+        assert reader.extras == {
+            "c/coefficients": "20 numbers in the graph itself",
+            "d": "2 numbers in the graph itself",
+            "training_info": "graphs of a training, which are not read",
+        }
+
+
+def test_nodes_and_functions_of_one_name(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    from onnx import helper, numpy_helper
+
+    def constant(value: float) -> Any:
+        return helper.make_node(
+            "Constant", [], ["y"], value=numpy_helper.from_array(np.full(2, value, "float32"))
+        )
+
+    def branch(value: float, name: str, output: str) -> Any:
+        inner = helper.make_graph([constant(value)], "then", [], [])
+        return helper.make_node("If", ["x"], [output], name=name, then_branch=inner)
+
+    opsets = [helper.make_opsetid("", 20)]
+    functions = [
+        helper.make_function("one", "F", ["x"], ["y"], [constant(1)], opsets),
+        helper.make_function("two", "F", ["x"], ["y"], [constant(2)], opsets),
+        helper.make_function("two", "F", ["x"], ["y"], [constant(3)], opsets, overload="v"),
+        helper.make_function("two", "G", ["x"], ["y"], [constant(4)], opsets),
+    ]
+    nodes = [branch(5, "same", "p"), branch(6, "same", "q"), branch(7, "", "r")]
+    model = model_of(onnx, [], nodes)
+    model.functions.extend(functions)
+    onnx.save(model, tmp_path / "m.onnx")
+    with open_reader(tmp_path / "m.onnx") as reader:
+        assert {name: reader.read(name)[0] for name in reader.specs} == {
+            "one:F/y": 1,
+            "two:F/y": 2,
+            "two:F:v/y": 3,
+            "G/y": 4,
+            "same/then_branch/y": 5,
+            "q/then_branch/y": 6,
+            "r/then_branch/y": 7,
+        }
+
+
 def test_initializers_that_are_inputs_too(tmp_path: Path) -> None:
     """As IR version 3 wanted it."""
     more = bytes_field(11, onnx_value("conv.bias", 1, 4)) + bytes_field(11, onnx_value("x", 1, "N", 3))

@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from ckptkit.base.budget import Budget
 from ckptkit.base.errors import CkptkitError, ConversionError, FormatError, NotFoundError, UsageError
 from ckptkit.base.files import StagedFile
-from ckptkit.base.tensors import DTYPES, TensorSpec
+from ckptkit.base.tensors import DTYPES, OPAQUE, TensorSpec
 from ckptkit.formats import safetensors
 from ckptkit.formats.base import Reader
+from ckptkit.formats.builtin import BUILT_IN
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.json_text import strict_json
 from ckptkit.formats.mapped_file import MappedFile
@@ -75,6 +76,33 @@ def test_other_element_types_are_opaque(
     assert (spec.dtype.kind, spec.dtype.safetensors, spec.dtype.bits) == ("opaque", code, bits)
     assert (spec.shape, spec.nbytes) == (tuple(shape), nbytes)
     assert list(header.specs) == ["odd", "w"]
+
+
+def test_packed_elements_that_leave_half_a_byte_are_not_held() -> None:
+    """ONNX has such tensors, and the reference library refuses them."""
+    pairs = OPAQUE["float4_e2m1fn_x2"]
+    shapes = [((2, 3), True), ((4,), True), ((0,), True), ((3, 5), False), ((7,), False), ((), False)]
+    assert [BUILT_IN["safetensors"].holds(TensorSpec("w", pairs, shape)) for shape, _ in shapes] == [
+        held for _, held in shapes
+    ]
+
+
+def of_a_rank(*offsets: int) -> bytes:
+    """A file of torch.distributed's HuggingFaceStorageWriter."""
+    told = json.dumps({"w": {"saved_offsets": [0]}, "v": {"saved_offsets": offsets}})
+    table = {"__metadata__": {"DCP_SHARDING_INFO": told, "DCP_VERSION": "1.0"}}
+    return file_of({**table, "w": row(), "v": row(offsets=(8, 16))}, bytes(16))
+
+
+def test_one_ranks_parts_are_not_taken_for_whole_tensors(tmp_path: Path) -> None:
+    first, second = (tmp_path / f"shard-0000{n}-model-00001-of-00001.safetensors" for n in (1, 2))
+    first.write_bytes(of_a_rank(0))
+    with open_reader(first) as reader:  # the file of the only rank
+        assert list(reader.specs) == ["w", "v"]
+    second.write_bytes(of_a_rank(10))
+    for path in (first, second):
+        with pytest.raises(FormatError, match="holds one rank's parts of tensors"):
+            open_reader(path)
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,27 @@ def test_attributes_and_constants_of_torchscript(torch: Any, tmp_path: Path) -> 
         assert any("of its code" in note and "not read" in note for note in reader.notes)
 
 
+def test_quantized_layers_are_not_left_out_in_silence(torch: Any, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Conv2d(1, 1, 1))
+        torch.save(torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}), tmp_path / "m.pt")
+    with open_reader(tmp_path / "m.pt") as reader:
+        assert list(reader.specs) == ["1.weight", "1.bias"]
+        (left_out,) = reader.left_out.items()
+        assert left_out[0] == "0._packed_params._packed_params"
+        assert left_out[1].startswith("tensors in torch.ScriptObject(")
+
+
+def test_a_frozen_archive_says_where_its_weights_are(torch: Any, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(torch.nn.Linear(2, 3).eval(), torch.zeros(1, 2))
+        torch.jit.freeze(traced).save(str(tmp_path / "m.pt"))
+    with pytest.raises(FormatError, match=r"in a frozen one its code has them; .* before torch\.jit\.freeze"):
+        open_reader(tmp_path / "m.pt")
+
+
 # -- by hand, and hostile ------------------------------------------------------------------------------------
 
 
@@ -182,6 +203,17 @@ def module(kind: str = "Net", /, *, modules: bytes = b"}", more: bytes = b"", **
 
 def scripted(**attributes: bytes) -> bytes:
     return call("__torch__", "Net") + table(**attributes) + b"b"
+
+
+def test_tensors_in_lists_and_tables_of_a_module_are_mentioned(tmp_path: Path) -> None:
+    """The state dict has none of them; a list of what it has is no more than that."""
+    weight = TENSOR + b"q\xfe"
+    more = text("flat") + b"]h\xfea" + text("bank") + b"](" + TENSOR + b"e" + text("table") + table(k=TENSOR)
+    more += text("blocks") + b"](" + module("Block", w=TENSOR) + b"e" + text("sizes") + b"](K\x01K\x02e"
+    path = write_zip(tmp_path / "m.pth", whole(module(w=weight, more=more)))
+    with open_reader(path) as reader:
+        assert list(reader.specs) == ["w"]
+        assert list(reader.extras) == ["bank", "table", "blocks"]
 
 
 def test_names_buffers_and_none(tmp_path: Path) -> None:
