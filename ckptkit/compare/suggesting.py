@@ -23,7 +23,7 @@ from ckptkit.base.tensors import TensorSpec
 from ckptkit.base.text import counted, shape_text
 from ckptkit.compare.built_models import is_factory, outline_of_factory
 from ckptkit.compare.outlines import Outline, is_json, outline_in, outline_of
-from ckptkit.families.layouts import TRAINING, slot_rule
+from ckptkit.families.layouts import training_rule
 from ckptkit.formats.far_path import FarPath
 from ckptkit.rules.drafting import Draft, Drafted, DraftIgnore, drafts_of
 from ckptkit.rules.naming import opened
@@ -496,11 +496,7 @@ def _trained(
     for name in source:
         if name in target:
             continue
-        rule = slot_rule(name, source)
-        if rule is None:
-            rule = next(
-                (one for one in TRAINING if "(?P<" not in one.pattern and one.matches(name, {})), None
-            )
+        rule = training_rule(name, source)
         if rule is not None:
             found[name] = (rule.name, rule.reason)
     return found

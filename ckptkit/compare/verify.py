@@ -24,7 +24,7 @@ from ckptkit.base.text import counted
 from ckptkit.compare.arrays import ValueRange, value_range
 from ckptkit.families.base import Family, Structure, families, family_of_variant, get_family
 from ckptkit.families.binding import FileFacts, Match, Weights, match
-from ckptkit.families.layouts import whole_model
+from ckptkit.families.layouts import training_rule, whole_model
 from ckptkit.families.recognition import Recognition, recognise
 from ckptkit.families.synthetic import is_counter, is_statistic
 from ckptkit.formats.base import Reader
@@ -183,7 +183,7 @@ def verify_checkpoint(
             return _structure_report(located, reader, fitted)
         checksum = check_checksum(located, progress)
         roles = fitted.roles(reader.specs)
-        wanted, left_out = _to_look_at(reader.specs, fitted, around_in(entry))
+        wanted, left_out = _to_look_at(reader, fitted, around_in(entry))
         total = sum(spec.nbytes for spec in reader.specs.values())
         with progress(f"reading {located.name}", total) as advance:
             passed = _read_once(reader, wanted, deep=deep, advance=advance)
@@ -265,12 +265,14 @@ class _Pass:
     damaged: dict[str, str] = field(default_factory=dict)
 
 
-def _to_look_at(
-    specs: Mapping[str, TensorSpec], fitted: Fit, around: Collection[str]
-) -> tuple[frozenset[str], Counter[str]]:
+def _to_look_at(reader: Reader, fitted: Fit, around: Collection[str]) -> tuple[frozenset[str], Counter[str]]:
     """Names whose values are looked at, and how many are not, by reason."""
-    ignored = fitted.match.ignored if fitted.match else ()
-    leftovers = {one.name for one in ignored if one.rule not in _COPIES and one.name not in around}
+    specs = reader.specs
+    if fitted.match is None:
+        leftovers = {name for name in specs if name in reader.optimizer or training_rule(name, specs)}
+    else:
+        ignored = (one for one in fitted.match.ignored if one.rule not in _COPIES)
+        leftovers = {one.name for one in ignored if one.name not in around}
     wanted = {name for name, spec in specs.items() if name not in leftovers and has_values(spec)}
     why = Counter(
         "left out by rule"

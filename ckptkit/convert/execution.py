@@ -33,6 +33,7 @@ from ckptkit.formats.base import Format, Reader, Writer, bytes_of
 from ckptkit.formats.builtin import BUILT_IN, format_of
 from ckptkit.formats.detect import open_reader, writer_for
 from ckptkit.formats.names import FORMATS
+from ckptkit.formats.shards import INDEX_ENDINGS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -198,7 +199,7 @@ def execute(
         specs = [spec for spec in plan.specs if spec.name in checksums]
         compare = partial(check_written, specs=specs, checksums=checksums, output=output)
         files = tuple(writer.finish(compare if check else None, late() if late else None))
-    shard_index = next((file for file in files if file.name.endswith(".index.json")), None)
+    shard_index = next((file for file in files if file.name.endswith(INDEX_ENDINGS)), None)
     lost = tuple(losses[spec.name] for spec in plan.specs if spec.name in losses)
     return Converted(shard_index or output, files, checksums, lost)
 

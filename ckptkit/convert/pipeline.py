@@ -319,7 +319,7 @@ class Provenance:
 
 def _identifying_file(path: Path) -> tuple[str, Path | None]:
     """Key in the metadata, and the file whose sha256 identifies the source; a folder has none."""
-    if path.is_file() and path.suffix != ".index" and not path.name.endswith(".index.json"):
+    if path.is_file() and path.suffix != ".index" and not path.name.endswith(INDEX_ENDINGS):
         return "source_sha256", path
     for index in (path, path.with_name(path.name + ".index")):
         if index.suffix == ".index" and index.is_file():

@@ -159,7 +159,7 @@ class SharedConversion:
         files = self._finish(settled, force=force)
         if files is None:
             return self.state()
-        index = next((file for file in files if file.name.endswith(".index.json")), self._output)
+        index = next((file for file in files if file.name.endswith(INDEX_ENDINGS)), self._output)
         ordered = tuple(losses[spec.name] for spec in self._plan.specs if spec.name in losses)
         return self.state(Converted(index, tuple(files), checksums, ordered), complete=True)
 

@@ -197,7 +197,7 @@ TRAINING = (
         _SLOT,
     ),
     # The part of a Keras file, and variables without a name of their own.
-    Ignore("optimizer", r"(.+/)?optimizer(_weights)?/.+", _STATE),
+    Ignore("optimizer", r"(.+/)?(optimizer(_weights)?|opt_state)/.+", _STATE),
     Ignore("metrics", r"(keras_api/)?metrics/.+|total|count", "figures of the last training epoch"),
     Ignore(
         "random state",
@@ -219,6 +219,12 @@ def slot_rule(name: str, variables: Mapping[str, object]) -> Ignore | None:
     """The rule by which a tensor is an optimizer's state of one of some variables, of any model."""
     rules = (rule for rule in TRAINING if "(?P<variable>" in rule.pattern)
     return next((rule for rule in rules if rule.matches(name, variables)), None)
+
+
+def training_rule(name: str, variables: Mapping[str, object]) -> Ignore | None:
+    """The rule by which only training needs a tensor, of any model."""
+    rules = (rule for rule in TRAINING if "(?P<" not in rule.pattern)
+    return slot_rule(name, variables) or next((rule for rule in rules if rule.matches(name, {})), None)
 
 
 _PART_OF = "part of a {}"

@@ -295,7 +295,7 @@ _BESIDE_IT = (
 )
 _TRAINING = (
     *("optimizer.bin", "optimizer.pt", "scheduler.bin", "scheduler.pt", "scaler.pt", "training_args.bin"),
-    *("rng_state*.pth", "random_states_*.pkl"),
+    *("rng_state*.pth", "random_states_*.pkl", "*.pdopt"),
 )
 """What trainers write beside the weights: state of their own."""
 

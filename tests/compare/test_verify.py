@@ -227,6 +227,15 @@ def test_any_file_of_any_model(tmp_path):
     assert check_of(report, "values").items == ("fc.weight: all of its 4 elements are zero",)
 
 
+def test_the_optimizers_state_of_any_model_may_be_zero(tmp_path):
+    """Flax and Keras save it beside the weights; before a gradient has come it is zero."""
+    names = ("opt_state/0/mu/fc/kernel", "optimizer/vars/2", "fc/kernel")
+    np.savez(tmp_path / "net.npz", **dict.fromkeys(names, np.zeros((2, 2), "f4")))
+    check = check_of(verify_checkpoint(Located(tmp_path / "net.npz")), "values")
+    assert check.items == ("fc/kernel: all of its 4 elements are zero",)
+    assert check.detail.endswith("not looked at: 2 left out by rule")
+
+
 def test_a_format_without_checksums_says_so_under_deep(tmp_path):
     from safetensors.numpy import save_file
 

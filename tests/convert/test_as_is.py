@@ -39,6 +39,17 @@ FOR_KERAS = {f"{name}/vars/0": array for name, array in IN_EVERY_FORMAT.items()}
 """The same by names that Keras finds."""
 
 
+@pytest.mark.parametrize(("to", "ending"), [("safetensors", ".safetensors"), ("keras", ".weights.h5")])
+def test_the_path_of_shards_is_that_of_their_index(tmp_path, to, ending):
+    tensors = {f"layers/dense_{n}/vars/0": np.full(60, n, "f4") for n in range(4)}
+    source = write(tmp_path / "a.npz", "npz", tensors)
+    with open_reader(source) as reader:
+        decided = plan(reader, Options(to, layout="as-is", max_shard_size=600))
+        made = execute(decided, reader, Target(to, None, 600), tmp_path / f"b{ending}")
+    assert made.path.is_file() and len(made.files) == 3
+    assert_same(held(made.path), tensors)
+
+
 def convert(source, target, to, **options):
     with open_reader(source, weights=options.get("weights", "auto")) as reader:
         decided = plan(reader, Options(to, layout="as-is", **options))

@@ -70,6 +70,13 @@ def test_what_paddle_writes(tmp_path: Path) -> None:
     assert_held(tmp_path / "o.bin")
 
 
+def test_a_folder_with_the_optimizers_state_is_that_of_the_weights(tmp_path: Path) -> None:
+    write(tmp_path / "m.pdopt", SAVED | NAMES)
+    write(tmp_path / "m.pdparams", SAVED | NAMES)
+    with open_reader(tmp_path) as reader:
+        assert reader.path.name == "m.pdparams"
+
+
 def test_parameters_in_slices_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "m.pdparams", SAVED | {"UnpackBigParamInfor@@": {}} | NAMES, 2)
     with pytest.raises(FormatError, match=r"cut into slices; load it with paddle\.load"):
