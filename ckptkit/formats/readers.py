@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from ckptkit.base.budget import LIMITS
 from ckptkit.base.errors import FormatError, NotFoundError
 from ckptkit.base.tensors import Array, DType, RawTensor, TensorSpec, array_dtype, byte_pieces
 from ckptkit.formats.base import Reader
@@ -151,7 +152,7 @@ class SpanReader(MappedReader):
         self.left_out: dict[str, str] = {}
         self._also: dict[str, str] = {}
         self._spans: dict[str, tuple[Span, ...]] = {}
-        self._walked = 0
+        self._walked = self._claimed = 0
         super().__init__(path)
 
     def add(self, name: str, dtype: DType, shape: Sequence[int], spans: Sequence[Span] | None) -> None:
@@ -168,9 +169,19 @@ class SpanReader(MappedReader):
         self.specs[name] = spec
         if spans is not None:
             self._spans[name] = tuple(span for span in spans if span.nbytes)
+            self._refuse_expansion(spec.nbytes)
             self._let_go(
                 max((span.offset + span.nbytes for span in spans if span.file is self._file), default=0)
             )
+
+    def _refuse_expansion(self, nbytes: int) -> None:
+        """Refuse tensors that lie over each other and claim far more than the files have."""
+        self._claimed += nbytes
+        if self._claimed > LIMITS["nbytes"].floor:
+            real = sum(file.size for file in self._files)
+            if self._claimed > LIMITS["nbytes"].of(real):
+                claim = f"its tensors claim {self._claimed} bytes or more"
+                raise self._file.fault(f"{claim}, but share {real} bytes of data")
 
     def _let_go(self, stop: int) -> None:
         """Give back the pages gone over so far: a look at one may have mapped 2 MB around it."""

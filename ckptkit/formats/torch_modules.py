@@ -9,7 +9,7 @@ Both are walked as the inert pickle machine leaves them: nothing is imported, co
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -23,6 +23,7 @@ _PACKED = "torch.ScriptObject"
 """What a quantized layer has its weights in, of which its state dict has the object."""
 _TABLES = ("_parameters", "_buffers", "_modules")
 _MAX_DEPTH, _MAX_MODULES, _MAX_NAMES = 100, 100_000, 32 << 20
+_MAX_ATTRIBUTES = 2_000_000
 _MAX_LOOK, _MAX_ITEMS, _MAX_OTHERS = 3, 1000, 1000
 _CLASS = re.compile(
     r"^class (\w+)\(Module\):\n  __parameters__ = \[([^\]\n]*)\]\n  __buffers__ = \[([^\]\n]*)\]",
@@ -63,6 +64,7 @@ class Modules:
     _taken: set[int] = field(default_factory=set)
     _count: int = 0
     _names: int = 0
+    _attributes: int = 0
 
     def replaced(self, value: object, depth: int = 0) -> object:
         """A value in whose tables and lists each module is replaced by its state dict."""
@@ -109,9 +111,21 @@ class Modules:
                 self._walk(held, f"{prefix}{name}.", table, depth + 1)
             elif held is not None:
                 self._put(table, prefix + name, held)
-        tables = (*_TABLES, *own, *inner)
+        self._set_aside(state, {*_TABLES, *own, *inner}, prefix, table)
+
+    def _set_aside(
+        self,
+        state: Mapping[object, object],
+        known: Collection[str],
+        prefix: str,
+        table: dict[object, object],
+    ) -> None:
+        """Look at the attributes of a module that are not of its state dict, but may hold tensors."""
+        self._attributes += len(state)
+        if self._attributes > _MAX_ATTRIBUTES:
+            raise self.fault(f"more than {_MAX_ATTRIBUTES:,} attributes of its modules")
         for key, mere in state.items():
-            if not isinstance(key, str) or key in tables:
+            if not isinstance(key, str) or key in known:
                 continue
             if isinstance(mere, Inert) and mere.name == _PACKED:
                 self._put(table, prefix + key, mere)

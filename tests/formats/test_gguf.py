@@ -207,6 +207,17 @@ def test_an_unknown_type_is_left_out_by_name(tmp_path: Path) -> None:
         assert reader.left_out == {"odd": "elements of type 77, which is not known here"}
 
 
+def test_tensors_over_each_other_are_no_way_to_fill_a_disk(tmp_path: Path) -> None:
+    size = 1 << 20
+    infos = b"".join(
+        gguf_text(f"t{number}") + struct.pack("<IQIQ", 1, size // 4, 0, 0) for number in range(200)
+    )
+    head = b"GGUF" + struct.pack("<IQQ", 3, 200, 0) + infos
+    path = write(tmp_path / "m.gguf", head + bytes(-len(head) % 32) + bytes(size))
+    with pytest.raises(FormatError, match=r"claim \d+ bytes or more, but share \d+ bytes"):
+        open_reader(path)
+
+
 def test_mutations(tmp_path: Path) -> None:
     opened = sum(survives(tmp_path / "m.gguf", bad, open_reader) for bad in mutations(GOOD, 300, seed=8))
     assert 0 < opened < 300

@@ -317,3 +317,16 @@ def test_a_module_that_would_run_code_is_called_that(tmp_path: Path) -> None:
     with open_reader(path) as reader:
         assert list(reader.specs) == ["w"]
         assert any("would run builtins.eval" in note for note in reader.notes)
+
+
+def test_one_module_with_many_attributes_in_many_places(tmp_path: Path) -> None:
+    """Its attributes are looked at again in every place: the file is small, the work is not."""
+    attributes = b"".join(text(f"a{number}") + b"K\x01" for number in range(20_000))
+    shared = module(w=TENSOR, more=attributes) + b"r\x10\0\0\0"
+    places = b"".join(text(f"m{number}") + b"j\x10\0\0\0" for number in range(1000))
+    root = module(modules=b"}(" + text("first") + shared + places + b"u")
+    path = write_zip(tmp_path / "m.pth", whole(root))
+    start = time.process_time()
+    with pytest.raises(FormatError, match="more than 2,000,000 attributes of its modules"):
+        open_reader(path)
+    assert time.process_time() - start < 5
