@@ -143,6 +143,7 @@ def _torch_module() -> Iterator[Seed]:
     def pickled(kind: str, **modules: bytes) -> bytes:
         passing = text("_non_persistent_buffers_set") + b"]" + text("passing") + b"a"
         buffers = text("_buffers") + table(mean=TENSOR, passing=TENSOR)
+        buffers += text("bank") + b"](" + TENSOR + b"e" + text("packed") + call("torch", "ScriptObject")
         held = text("_parameters") + table(weight=TENSOR, none=b"N") + text("_modules") + table(**modules)
         return call("nobody.has", kind) + b"}(" + held + buffers + passing + b"ub"
 
@@ -328,10 +329,15 @@ def _onnx() -> Iterator[Seed]:
     nodes = [
         foreign_files.onnx_node("Constant", "c", foreign_files.onnx_attribute("value", tensor=tensors[0])),
         foreign_files.onnx_node("If", "y", foreign_files.onnx_attribute("then_branch", graph=inner)),
+        foreign_files.onnx_node("Own", "z", foreign_files.onnx_attribute("table", tensor=tensors[1])),
     ]
     sides = protobuf_wire.bytes_field(11, foreign_files.onnx_value("x", 1, "N", 3))
     whole_one = foreign_files.onnx_graph(tensors, nodes, sides)
-    raw = foreign_files.onnx_model(whole_one)
+    function = protobuf_wire.bytes_field(1, b"F") + protobuf_wire.bytes_field(7, nodes[0])
+    beside = protobuf_wire.bytes_field(25, function) + protobuf_wire.bytes_field(
+        25, function + protobuf_wire.bytes_field(13, b"v")
+    )
+    raw = foreign_files.onnx_model(whole_one, beside)
     layers = [*raw_layers({"m.onnx": raw}), Layer("m.onnx", raw, whole, "protobuf")]
     layers += [Layer("m.onnx", whole_one, foreign_files.onnx_model, "protobuf")] * 2
     for tensor in tensors:
