@@ -32,6 +32,7 @@ from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
 from ckptkit.models.synth import Synthetic, write_archive
 from ckptkit.store.cache import Home
+from tests.support import preloaded
 from tests.support.caches import put_entry
 
 NAMES = [name for name in ckptkit.__all__ if name != "__version__"]
@@ -371,7 +372,7 @@ def test_reports_print_as_the_commands_print_them(tmp_path):
         (ckptkit.registry()["moat0-224"], ["show", "moat0-224"]),
     ):
         line = [sys.executable, "-m", "ckptkit", *map(str, command)]
-        printed = subprocess.run(line, capture_output=True, text=True, check=False).stdout
+        printed = preloaded.run(line, tmp_path, modules=preloaded.COMMANDS).stdout
         ours = [line for line in str(report).splitlines() if line and not line.startswith("note")]
         theirs = [line.replace("; --verbose shows all", "") for line in printed.splitlines() if line]
         assert len(ours) > 6 and [line for line in ours if line not in theirs] == []

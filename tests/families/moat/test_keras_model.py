@@ -36,7 +36,13 @@ STAGE_TOLERANCE = 1e-5
 
 
 # --- against the recorded outputs ---------------------------------------------------------------------------
-@pytest.fixture(scope="module", params=GOLDEN_CASES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        case if variant == "tiny-moat0" else pytest.param(case, marks=pytest.mark.slow)
+        for case, (variant, *_) in GOLDEN_CASES.items()
+    ],
+)
 def recorded(request):
     """Return a recorded case and what the model gives for its input."""
     case = load_golden(request.param)

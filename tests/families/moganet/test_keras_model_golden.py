@@ -20,7 +20,13 @@ STATISTICS_TOLERANCE = 1e-6
 """Of the map's standard deviation, for its mean and standard deviation; 2.1e-7 was measured."""
 
 
-@pytest.fixture(scope="module", params=GOLDEN_CASES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        case if variant == "moganet-xt" else pytest.param(case, marks=pytest.mark.slow)
+        for case, (variant, *_) in GOLDEN_CASES.items()
+    ],
+)
 def recorded(request):
     """Return a recorded case, the model and what it gives for the case's input."""
     case = load_golden(request.param)
