@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ckptkit.families.base import Family, family_of_variant, get_family, is_vari
 from ckptkit.families.binding import Weights
 from ckptkit.families.recognition import require_recognition
 from ckptkit.models import Framework, create_model
-from ckptkit.models.images.preprocessing import DEFAULT_INTERPOLATION, Preprocessing
+from ckptkit.models.images.preprocessing import DEFAULT_INTERPOLATION, Preprocessing, normalization_by
 from ckptkit.models.synth import is_synthetic
 from ckptkit.parity.inputs import normalization_in, resolution_in
 from ckptkit.registry.schema import Entry
@@ -131,12 +132,22 @@ def open_source(
             reader.path, reader.specs, variant=request.variant or (entry.variant if entry else None)
         )
         metadata = dict(reader.metadata)
-        path = reader.path
+        path, numbers = reader.path, _rgb_stats(reader.extras)
         synthetic = request.synthetic or is_synthetic(reader, found)
     if entry is None and resolution is None:
         # a conversion may be for another resolution than the entry it was made of
         resolution = resolution_in(metadata, path)
     origin = entry or origin_of(metadata, found.variant, workspace)
+    preprocessing = preprocessing_of(found.family, found.variant, origin, metadata, resolution, path=path)
+    if numbers is not None:
+        own = normalization_by(*numbers)
+        if own is None:
+            mean, std = (", ".join(f"{one:g}" for one in three) for three in numbers)
+            workspace.warn(
+                f"{path}: its rgb_stats are mean {mean} and std {std}, which is not a known normalization; "
+                f"pictures are prepared with normalization {preprocessing.normalization}"
+            )
+        preprocessing = replace(preprocessing, normalization=own or preprocessing.normalization)
     return ModelSource(
         name or located.name,
         located,
@@ -145,13 +156,22 @@ def open_source(
         found.structure.num_classes,
         request.settings or {},
         request.weights,
-        preprocessing_of(found.family, found.variant, origin, metadata, resolution, path=path),
+        preprocessing,
         workspace,
         synthetic,
         metadata,
         request.synthetic,
         found.layout,
     )
+
+
+def _rgb_stats(extras: Mapping[str, str]) -> tuple[list[float], list[float]] | None:
+    """Mean and standard deviation of each channel, as a file of birder states them beside its tensors."""
+    mean, std = (
+        [float(one) for one in re.findall(r"\d+\.\d{1,9}", extras.get(f"rgb_stats.{key}", ""))]
+        for key in ("mean", "std")
+    )
+    return (mean, std) if len(mean) == len(std) == 3 else None
 
 
 def origin_of(metadata: Mapping[str, str], variant: str, workspace: Workspace) -> Entry | None:

@@ -28,6 +28,24 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, 
 }
 """Mean and standard deviation of each channel, for RGB in [0, 1]."""
 
+_SAME = 5e-4
+"""Mean and deviation are published with three or four decimals."""
+
+
+def normalization_by(mean: Sequence[float], std: Sequence[float]) -> str | None:
+    """The name of a normalization that is given in numbers; None where it has none.
+
+    >>> normalization_by((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), normalization_by((0, 0, 0), (1, 1, 1))
+    ('imagenet', None)
+    """
+    found = (*mean, *std)
+    for name, known in NORMALIZATIONS.items():
+        numbers = (*known[0], *known[1])
+        if len(found) == 6 and all(abs(a - b) < _SAME for a, b in zip(found, numbers, strict=True)):
+            return name
+    return None
+
+
 DEFAULT_INTERPOLATION = "bicubic"
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 

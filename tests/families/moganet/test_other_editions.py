@@ -283,6 +283,30 @@ def test_birder_is_the_network_with_five_biases_of_zero(without_biases, birder_f
         assert torch.equal(model(images), wanted(images))
 
 
+@pytest.mark.parametrize(
+    ("mean", "std", "normalization", "warns"),
+    [
+        ((0.5191, 0.5306, 0.4877), (0.2316, 0.2304, 0.2588), "birds", False),
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "imagenet", False),  # although the entry says birds
+        ((0.4, 0.5, 0.6), (0.2, 0.2, 0.2), "birds", True),
+    ],
+)
+def test_pictures_for_a_file_of_birder_are_prepared_as_it_says(birder_file, mean, std, normalization, warns):
+    import torch
+
+    from ckptkit.analysis.model_source import SourceRequest, open_source
+    from ckptkit.workspace import Located, Workspace
+
+    tree = torch.load(birder_file, weights_only=True)
+    torch.save({**tree, "rgb_stats": {"mean": mean, "std": std}}, birder_file)
+    said = []
+    entry = ckptkit.registry()["moganet-xt-256-birder-il"]
+    located = Located(birder_file, entry)
+    source = open_source(located, Workspace(warn=said.append), SourceRequest(birder_file))
+    assert (source.preprocessing.normalization, len(said)) == (normalization, warns)
+    assert "0.4, 0.5, 0.6" in "".join(said) or not warns
+
+
 def test_from_birder_and_back(birder_file, without_biases, tmp_path):
     there = ckptkit.convert(birder_file, output=tmp_path / "a.safetensors")
     from safetensors.numpy import load_file
