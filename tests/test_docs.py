@@ -206,7 +206,16 @@ def in_scheme(chromium, dark):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("page", NAV)
+QUICK = {
+    *("", "tutorial/", "howto/evaluate/", "design/"),
+    *("reference/commands/", "reference/python/", "reference/formats/"),
+}
+"""Pages with pictures, code, tables, drawings and docstrings; a page takes a browser two seconds."""
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=() if page in QUICK else pytest.mark.slow) for page in NAV]
+)
 def test_a_page_in_a_browser(page, address, chromium):
     chromium.open(address + page)
     for width, dark in ((1280, False), (390, True)):

@@ -156,7 +156,11 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize(
     ("toy", "kind"),
-    [*((MOAT, kind) for kind in OPTIMIZERS), (MOGANET, "averages"), (MOGANET, "names that say nothing")],
+    [
+        *((MOAT, kind) for kind in OPTIMIZERS),
+        (MOGANET, "names that say nothing"),
+        pytest.param(MOGANET, "averages", marks=pytest.mark.slow),
+    ],
     indirect=["toy"],
 )
 def test_an_optimizers_state_is_left_out_and_listed(toy, tmp_path, kind):

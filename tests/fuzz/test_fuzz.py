@@ -24,25 +24,29 @@ from tests.fuzz.seeds import FORMATS, seeds
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures memory by /proc")
 
-PER_FORMAT = 300
+
+@pytest.fixture(scope="module", params=[100, pytest.param(300, marks=pytest.mark.slow)])
+def per_format(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
 
 
 @pytest.fixture(scope="module")
-def short_run() -> Tally:
-    return run(Plan(FORMATS, PER_FORMAT * len(FORMATS), seed=20))
+def short_run(per_format: int) -> Tally:
+    """In one process more, which makes the seeds."""
+    return run(Plan(FORMATS, per_format * len(FORMATS), seed=20), jobs=1)
 
 
-def test_every_damaged_file_is_read_or_refused(short_run: Tally) -> None:
+def test_every_damaged_file_is_read_or_refused(short_run: Tally, per_format: int) -> None:
     assert [(fault.format, fault.number, fault.outcome) for fault in short_run.faults] == []
-    assert short_run.count == PER_FORMAT * len(FORMATS)
+    assert short_run.count == per_format * len(FORMATS)
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_damage_is_neither_always_nor_never_fatal(short_run: Tally, format: str) -> None:
+def test_damage_is_neither_always_nor_never_fatal(short_run: Tally, per_format: int, format: str) -> None:
     """Else the mutations would be too coarse to reach the parsers, or too fine to matter."""
     kinds = short_run.kinds[format]
     refused = sum(count for kind, count in kinds.items() if kind.startswith("refused"))
-    assert refused > PER_FORMAT // 10
+    assert refused > per_format // 10
     assert kinds["read"] + kinds["opened, a tensor refused"] > 0
 
 
@@ -114,23 +118,20 @@ def test_tar_and_zip_layers_have_right_checksums() -> None:
 LIGHT = tuple(format for format in differential.FORMATS if format != "keras" and "tf" not in format)
 
 
-@pytest.fixture(scope="module")
-def valid_run() -> Tally:
-    return run(Plan(LIGHT, 40 * len(LIGHT), seed=20, module=differential.__name__))
-
-
-def test_valid_files_are_read_as_the_real_libraries_read_them(valid_run: Tally) -> None:
+@pytest.mark.parametrize("count", [20, pytest.param(40, marks=pytest.mark.slow)])
+def test_valid_files_are_read_as_the_real_libraries_read_them(count: int) -> None:
+    valid_run = run(Plan(LIGHT, count * len(LIGHT), seed=20, module=differential.__name__), jobs=1)
     assert [(fault.format, fault.number, fault.outcome) for fault in valid_run.faults] == []
-    assert valid_run.count == 40 * len(LIGHT)
+    assert valid_run.count == count * len(LIGHT)
     kinds = {format: one for format, one in valid_run.kinds.items() if format not in differential.DAMAGED}
     refused = sum(count for one in kinds.values() for kind, count in one.items() if kind not in EQUAL)
-    assert refused < 40 * len(kinds) // 20
+    assert refused < count * len(kinds) // 20
     read = sum(
         valid_run.kinds[format]["read by both, and equal"]
         for format in differential.DAMAGED
         if format in LIGHT
     )
-    assert read >= 20
+    assert read >= count // 2
 
 
 EQUAL = ("equal", "equal, some left out by name")
