@@ -20,10 +20,10 @@ from typing import Any
 
 from ckptkit.base.budget import LIMITS
 from ckptkit.base.errors import FormatError, listed
-from ckptkit.base.files import read_regular
 from ckptkit.base.tensors import DTYPES, Array, DType, RawTensor, TensorSpec, copy_elements
 from ckptkit.base.text import counted
-from ckptkit.formats.base import Weights
+from ckptkit.formats.base import Sample, Weights
+from ckptkit.formats.far_path import as_path
 from ckptkit.formats.json_text import parse_metadata
 from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile, MappedPart
 from ckptkit.formats.pickle_machine import GlobalName, Inert
@@ -319,8 +319,9 @@ class DcpReader(StateDictReader):
     ) -> None:
         self._mapped: dict[str, MappedFile] = {}
         self._opened: dict[str, list[tuple[Chunk, TorchFile, TensorRef]]] = {}
-        folder = Path(path)
-        folder = folder if folder.is_dir() else folder.parent
+        folder = as_path(path)
+        is_part = folder.name == METADATA or folder.suffix == ENDING
+        folder = folder.parent if is_part and not folder.is_dir() else folder
         self._folder = folder
         super().__init__(path, folder / METADATA, state_dict=state_dict, weights=weights, as_saved=as_saved)
 
@@ -340,7 +341,9 @@ class DcpReader(StateDictReader):
 
     def _own_metadata(self) -> Mapping[str, str]:
         path = self._folder / METADATA_RECORD
-        return parse_metadata(path, read_regular(path, MAX_METADATA_BYTES)) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        return parse_metadata(path, Sample(path).read(0, MAX_METADATA_BYTES + 1))
 
     def _require_files(self) -> None:
         """Every place must be in its file, and none in another's; says what else is there."""

@@ -307,6 +307,23 @@ def test_shards_by_their_index(server, tmp_path):
         ckptkit.inspect(url)
 
 
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
+def test_a_dcp_checkpoint_by_a_file_of_it(server, tmp_path, name):
+    source = as_safetensors(tmp_path / "m.safetensors")
+    ckptkit.convert(source, "dcp", tmp_path / "m.dcp", layout="as-is")
+    for part in (tmp_path / "m.dcp").iterdir():
+        server.serve(f"/a/m.dcp/{part.name}", part.read_bytes())
+
+    found = ckptkit.inspect(server.url(f"/a/m.dcp/{name}"))
+
+    near = ckptkit.inspect(tmp_path / "m.dcp")
+    assert (found.format, found.tensors, found.metadata) == ("dcp", near.tensors, near.metadata)
+    assert len(server.requests) <= 6
+    assert transferred(server) < 2 << 20
+    with pytest.raises(NotFoundError, match="the server has no such file"):
+        ckptkit.inspect(server.url("/a/m.dcp"))
+
+
 def test_an_archive_says_what_to_do(server):
     import gzip
 
