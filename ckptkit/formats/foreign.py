@@ -493,7 +493,8 @@ def of_distcp(folder: Path) -> Foreign:
     if any(folder.glob("__*.metadata")):
         what = "a torch.distributed checkpoint (DCP) that each rank saved by itself"
         return Foreign(what, "load it with torch on as many ranks, and save it with use_collectives=True")
-    return Foreign("a torch.distributed checkpoint (DCP) without its .metadata", _AGAIN)
+    lacks = "whose .metadata is damaged" if (folder / ".metadata").is_file() else "without its .metadata"
+    return Foreign(f"a torch.distributed checkpoint (DCP) {lacks}", _AGAIN)
 
 
 def of_folder(folder: Path, names: Collection[str]) -> Foreign | None:

@@ -92,7 +92,7 @@ class GgufReader(SpanReader):
         if count * nbytes > self._file.size:
             entries = f"{counted(count, 'entry')} in a file of {self._file.size:,} bytes"
             raise self._file.fault(entries, self._at, hint="it is truncated: fetch it again")
-        self._budget.spend(nodes=count, steps=8 * count)
+        self._budget.spend(nodes=count, steps=4 * count)
         return count
 
     def _text(self, most: int) -> str:

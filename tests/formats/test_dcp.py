@@ -392,6 +392,8 @@ def test_nothing_in_it_runs(simple: Dcp, tmp_path: Path, where: str) -> None:
 
 def test_parts_without_their_metadata(simple: Dcp, tmp_path: Path) -> None:
     folder = simple.write(tmp_path)
+    (folder / ".metadata").write_bytes(b"\x80\x02}.")
+    assert "is a torch.distributed checkpoint (DCP) whose .metadata is damaged" in refusal(folder)
     (folder / ".metadata").unlink()
     for opened in (folder, folder / "__0_0.distcp"):
         assert "is a torch.distributed checkpoint (DCP) without its .metadata" in refusal(opened)
