@@ -22,7 +22,7 @@ from ckptkit.api.checkpoints import (
 )
 from ckptkit.api.environment import public
 from ckptkit.api.pictures import calibrate, cam, evaluate, predict, transform
-from ckptkit.api.proving import export, logs, parity, plot, profile
+from ckptkit.api.proving import export, keep_processes, logs, parity, plot, profile
 
 create_model = public(models.create_model)
 
@@ -37,6 +37,7 @@ __all__ = [
     "export",
     "fetch",
     "inspect",
+    "keep_processes",
     "load",
     "logs",
     "parity",

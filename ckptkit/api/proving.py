@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -67,6 +68,8 @@ def parity(
     settings: Mapping[str, Any] | None = None,
 ) -> ParityReport | CaseReport:
     """Run the forward pass in both frameworks and compare it stage by stage.
+
+    Both run in processes of their own, which import their framework in each call: see `keep_processes`.
 
     Parameters
     ----------
@@ -141,6 +144,30 @@ def parity(
         what, workspace, synthetic=synthetic, state_dict=state_dict, strip_prefix=strip_prefix
     ) as (located, name):
         return prove(located, replace(request, name=name), note)
+
+
+@public
+def keep_processes() -> AbstractContextManager[object]:
+    """Keep the processes in which `parity` runs models while a block lasts.
+
+    Each imports its framework once for all calls in the block, instead of once for each call. They end with
+    the block, and with this process in any case; one that was killed is started again.
+
+    Returns
+    -------
+    context manager
+        For a ``with`` statement. It counts in the thread that enters it; blocks may be in one another.
+
+    Examples
+    --------
+    >>> import ckptkit
+    >>> with ckptkit.keep_processes():
+    ...     for id in ():  # such as ["tiny-moat0-256", "moganet-xt-224"]
+    ...         print(ckptkit.parity(id).headline)
+    """
+    from ckptkit.parity.apart import kept_processes
+
+    return kept_processes()
 
 
 @public

@@ -120,7 +120,7 @@ def parity(
     from ckptkit.cli.output import ExitCode
     from ckptkit.cli.targets import several, targets, with_models
     from ckptkit.models.synth import named_checkpoint
-    from ckptkit.parity.apart import ModelProcesses
+    from ckptkit.parity.apart import kept_processes
     from ckptkit.parity.report import Failure
     from ckptkit.parity.run import ParityRequest, prove
 
@@ -164,7 +164,7 @@ def parity(
     with (
         ExitStack() as stack,
         several(state.output, names, "compared", done="agree", fault=fault) as work,
-        ModelProcesses() as processes,
+        kept_processes() as processes,
     ):
         staged = _staged(stack, junit)
         if chosen.synthetic:  # nothing is fetched first
@@ -176,7 +176,7 @@ def parity(
                     _refuse_without_models(workspace, name)
                 with named_checkpoint(name, workspace, **named) as (located, called):
                     for request in requests:
-                        report = prove(located, replace(request, name=called), note, processes)
+                        report = prove(located, replace(request, name=called), note)
                         results.append(report)
                         work.show(report, partial(state.output.show, report.pieces()))
                         if not report.ok:

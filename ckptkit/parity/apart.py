@@ -8,7 +8,9 @@ none meets another, and both are imported at the same time.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -105,6 +107,24 @@ class ModelProcesses:
         found = self._running[framework]
         found.called = f"{name}: the {FRAMEWORK_NAMES[framework]} side"
         return found
+
+
+_KEPT: ContextVar[ModelProcesses | None] = ContextVar("_KEPT", default=None)
+
+
+@contextmanager
+def kept_processes() -> Iterator[ModelProcesses]:
+    """Processes for all proofs of a block, which end with it; a block in another has those of that one."""
+    kept = _KEPT.get()
+    if kept is not None:
+        yield kept
+        return
+    with ModelProcesses() as started:
+        before = _KEPT.set(started)
+        try:
+            yield started
+        finally:
+            _KEPT.reset(before)
 
 
 @dataclass

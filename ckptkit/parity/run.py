@@ -12,7 +12,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -32,7 +32,7 @@ from ckptkit.models.graphs.onnx_apart import open_foreign_onnx
 from ckptkit.models.images.preprocessing import Preprocessing
 from ckptkit.models.onnx_model import PACKAGES
 from ckptkit.models.synth import is_synthetic
-from ckptkit.parity.apart import ModelApart, ModelFramework, ModelProcesses
+from ckptkit.parity.apart import ModelApart, ModelFramework, ModelProcesses, kept_processes
 from ckptkit.parity.backends import (
     Backend,
     GraphBackend,
@@ -202,18 +202,10 @@ class FamilyCase(Case[Array]):
         )
 
 
-def prove(
-    located: Located,
-    request: ParityRequest,
-    say: Say = say_nothing,
-    processes: ModelProcesses | None = None,
-) -> ParityReport:
-    """Open a request and run it, by processes that run others too or of its own."""
+def prove(located: Located, request: ParityRequest, say: Say = say_nothing) -> ParityReport:
+    """Open a request and run it, by processes that are kept for others too, or its own."""
     started = time.perf_counter()
-    with (
-        nullcontext(processes) if processes else ModelProcesses() as running,
-        open_case(located, request, running, say) as case,
-    ):
+    with kept_processes() as running, open_case(located, request, running, say) as case:
         report = case.run(say)
         assert isinstance(report, ParityReport)
         return replace(report, seconds=time.perf_counter() - started)

@@ -8,15 +8,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import ckptkit
 from ckptkit.base.errors import CkptkitError, ConversionError
 from ckptkit.base.packages import is_installed
 from ckptkit.formats.detect import open_reader
-from ckptkit.parity.apart import ModelProcess, ModelProcesses
+from ckptkit.parity.apart import ModelProcess, ModelProcesses, kept_processes
 from tests.conftest import REPOSITORY
 from tests.support.commands import runner
 from tests.support.running import is_running, wait_until
@@ -104,6 +106,18 @@ def test_a_side_that_is_killed_is_an_error_of_its_entry_alone(
     assert (second["name"], second["ok"]) == (TWO[1], True), "it runs in a new process"
     said = f"warning: {TWO[0]} could not be compared: the PyTorch side ended with signal SIGKILL"
     assert [line for line in done.err.splitlines() if "SIGKILL" in line and line.startswith(said)]
+
+
+def test_processes_are_kept_while_a_block_lasts():
+    """Those of `prove` are of the block that it is in; another thread, and what follows, has others."""
+    with ckptkit.keep_processes() as first, kept_processes() as second:
+        with ThreadPoolExecutor(1) as other:
+            third = other.submit(lambda: kept_processes().__enter__()).result()
+        assert second is first is not third
+        assert Path(first._logs.name).exists()
+    with kept_processes() as fourth:
+        assert fourth is not first
+    assert not Path(first._logs.name).exists()
 
 
 @pytest.fixture(scope="module")
