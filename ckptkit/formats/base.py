@@ -111,8 +111,8 @@ class Sample:
 
     @cached_property
     def is_pickle(self) -> bool:
-        """Whether it begins as a pickle of protocol 2 or later."""
-        return self.head[:1] == b"\x80"
+        """Whether it begins as a pickle of protocol 2 or later; the size of a packed block may look so too."""
+        return self.head[:1] == b"\x80" and not self.is_table
 
     @cached_property
     def is_torch_pickle(self) -> bool:

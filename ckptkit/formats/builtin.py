@@ -94,8 +94,8 @@ class Torch(BuiltIn):
         from ckptkit.formats.foreign import foreign_pickle, is_paddle
         from ckptkit.formats.torch_reader import MAX_PICKLE_HEAD, is_pickle
 
-        ours = is_pickle(sample.head[:MAX_PICKLE_HEAD], sample.tail) and not is_paddle(sample)
-        return ours and foreign_pickle(sample) is None
+        ours = is_pickle(sample.head[:MAX_PICKLE_HEAD], sample.tail) and not sample.is_table
+        return ours and not is_paddle(sample) and foreign_pickle(sample) is None
 
     def holds(self, spec: TensorSpec) -> bool:
         """What a state dict can be unpickled to."""
@@ -134,9 +134,7 @@ class Tf(BuiltIn):
     def matches(self, sample: Sample) -> bool:
         """By the end of its index, less whole checkpoints of the first format; or by an archive."""
         if sample.is_table:
-            from ckptkit.formats.foreign import is_tf_v1
-
-            return not is_tf_v1(sample.path)
+            return not _is_tf_1(sample)
         if sample.is_packed:
             from ckptkit.formats.tar import packer_of_a_single_file
 
@@ -152,6 +150,30 @@ class Tf(BuiltIn):
         name = glob.escape(path.name)
         yield from path.parent.glob(f"{name}.index")
         yield from path.parent.glob(f"{name}.data-*-of-*")
+
+
+def _is_tf_1(sample: Sample) -> bool:
+    from ckptkit.formats.tf_v1 import is_v1
+
+    return is_v1(sample)
+
+
+class Tf1(BuiltIn):
+    """TensorFlow V1 checkpoints: a file, or shards that go by a prefix."""
+
+    name = "tf1"
+    title = "TensorFlow V1"
+    endings = ()
+    checksum = "crc32c"
+    layout = "keras"
+    read_only = "TensorFlow itself reads V2 checkpoints (tf) in their place"
+    reader_class = "tf_v1:TfV1Reader"
+
+    def matches(self, sample: Sample) -> bool:
+        """By a sorted table that holds the tensors too; the first entry of such has the empty key."""
+        if sample.given is not None:
+            return b"\0\0" in sample.head[:12]
+        return sample.is_table and _is_tf_1(sample)
 
 
 class Keras(BuiltIn):
@@ -346,6 +368,23 @@ class Onnx(BuiltIn):
         return is_onnx(sample)
 
 
+class GraphDef(BuiltIn):
+    """The constants of TensorFlow graphs."""
+
+    name = "graphdef"
+    title = "TensorFlow GraphDef"
+    endings = (".pb",)
+    layout = "keras"
+    read_only = "a graph is needed around the weights, which 'ckptkit export' writes"
+    reader_class = "tf_graph:TfGraphReader"
+
+    def matches(self, sample: Sample) -> bool:
+        """By a node, or the two fields of a SavedModel."""
+        from ckptkit.formats.tf_graph import is_graph
+
+        return is_graph(sample)
+
+
 class Gguf(BuiltIn):
     """Files of llama.cpp."""
 
@@ -362,7 +401,7 @@ class Gguf(BuiltIn):
 
 _ALL = (
     *(Safetensors(), Torch(), Tf(), Keras(), Keras2(), Npz(), Dcp(), DeepSpeed()),
-    *(Paddle(), Flax(), Onnx(), Gguf()),
+    *(Tf1(), Paddle(), Flax(), Onnx(), GraphDef(), Gguf()),
 )
 BUILT_IN: Mapping[str, Format] = {format.name: format for format in _ALL}
 

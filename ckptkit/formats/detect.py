@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -134,6 +135,13 @@ def _is_prefix(sample: Sample) -> bool:
     return bool(path.name) and not path.is_file() and path.with_name(f"{path.name}.index").is_file()
 
 
+def _is_tf_1_prefix(sample: Sample) -> bool:
+    path = sample.path
+    if sample.is_far or not path.name or path.exists():
+        return False
+    return any(path.parent.glob(f"{glob.escape(path.name)}-00000-of-?????"))
+
+
 def _is_beside_index(sample: Sample) -> bool:
     """Data files and graphs have no mark of their own; the index beside them says what they are."""
     name = sample.path.name
@@ -159,15 +167,17 @@ def _open_tf(sample: Sample, how: Opening) -> Reader:
     return BUILT_IN["tf"].open(sample.path, how)
 
 
+def _open_tf_1(sample: Sample, how: Opening) -> Reader:
+    return BUILT_IN["tf1"].open(sample.path, how)
+
+
 def _open_saved_model(sample: Sample, how: Opening) -> Reader:
     return _open(sample.path.parent, how)
 
 
 def _open_state(sample: Sample, how: Opening) -> Reader:
     """TensorFlow's text file ``checkpoint``, which names the newest checkpoint of its folder."""
-    from ckptkit.formats.tf_bundle import named_by
-
-    named = named_by(sample.path)
+    named = _named(sample.path)
     if named is None:
         return _open_tf(sample, how)
     if named.is_file() or named.with_name(f"{named.name}.index").is_file():
@@ -177,6 +187,24 @@ def _open_state(sample: Sample, how: Opening) -> Reader:
         f"is TensorFlow's record of its checkpoints; {named.name}, which it names, is not beside it",
         hint="give the prefix of a checkpoint that is there",
     )
+
+
+def _open_variables(saved_model: Path, how: Opening) -> Reader:
+    """A SavedModel, which is called by its folder: its variables, or the constants of one without any."""
+    reader = BUILT_IN["tf"].open(saved_model, how)
+    graph = saved_model / "saved_model.pb"
+    if reader.specs or reader.left_out or not graph.is_file():
+        return reader
+    reader.close()
+    return BUILT_IN["graphdef"].open(graph, how)
+
+
+def _named(state: Path) -> Path | None:
+    """The checkpoint that such a file names: its prefix, or the first of the shards of a V1 checkpoint."""
+    from ckptkit.formats.tf_bundle import named_by
+
+    named = named_by(state)
+    return named and named.with_name(named.name.replace("-?????-of-", "-00000-of-"))
 
 
 def _open_shards(path: Path, how: Opening) -> Reader:
@@ -206,7 +234,7 @@ def _open_folder(sample: Sample, how: Opening) -> Reader:
             raise
         return format.open(sample.path, how)
     if found.parts[-2:] == ("variables", "variables"):
-        return BUILT_IN["tf"].open(found.parent.parent, how)  # a SavedModel is called by its folder
+        return _open_variables(found.parent.parent, how)
     return _open(found, how)
 
 
@@ -263,6 +291,7 @@ _FOLDERS = ("torch", "dcp", "deepspeed")
 
 _PATHS: tuple[tuple[Callable[[Sample], bool], Callable[[Sample, Opening], Reader]], ...] = (
     (_is_prefix, _open_tf),
+    (_is_tf_1_prefix, _open_tf_1),
     (lambda sample: not sample.path.exists(), _refuse_missing),
     (lambda sample: sample.is_folder, _open_folder),
     (lambda sample: not sample.path.is_file(), _refuse_special),
@@ -289,6 +318,9 @@ _HUGGING_FACE = (
 )
 """What Hugging Face's libraries look for, best first: the same weights in several formats."""
 
+_SAVED_MODEL = ("saved_model.pb", "keras_metadata.pb", "fingerprint.pb")
+"""Files of a SavedModel that are not its variables."""
+
 _BESIDE_IT = (
     *(*_HUGGING_FACE, "consolidated*.safetensors", "consolidated*.pth"),
     *("tf_model.h5.index.json", "tf_model-*.h5"),
@@ -298,6 +330,11 @@ _TRAINING = (
     *("rng_state*.pth", "random_states_*.pkl", "*.pdopt"),
 )
 """What trainers write beside the weights: state of their own."""
+
+_LATER_SHARD = re.compile(r"-(?!00000)\d{5}-of-\d{5}$")
+"""Those of a V1 checkpoint of TensorFlow go by the first of them."""
+_STATE = "checkpoint"
+"""TensorFlow's record of the checkpoints in a folder."""
 
 IsCheckpoint = Callable[[Path], bool]
 
@@ -320,9 +357,6 @@ def checkpoint_in(folder: Path, *kinds: IsCheckpoint) -> Path:
     found: list[Path] = []
     for kind in kinds:
         found = found or _found(folder, names, kind)
-        refused = None if found else foreign.of_training_folder(folder, names)
-        if refused is not None:
-            raise refused.error(shown)
         found = found or _latest(folder, names) or _below(folder, names, kind)
     if not found:
         raise _nothing(folder, shown, names)
@@ -362,6 +396,7 @@ def _may_be_checkpoint(name: str) -> bool:
     endings = [end for format in BUILT_IN.values() for end in (*format.endings, *format.also_endings)]
     wanted = name.endswith((*endings, *INDEX_ENDINGS, ".h5", ".keras", ".ckpt.index"))
     of_training = any(fnmatchcase(name.rpartition("/")[2], pattern) for pattern in _TRAINING)
+    of_training = of_training or name.endswith(_SAVED_MODEL)
     return wanted and not of_training and not numbered(name)
 
 
@@ -408,9 +443,13 @@ def _found(folder: Path, names: list[str], is_checkpoint: IsCheckpoint) -> list[
     for name in names:
         of_training = any(fnmatchcase(name, pattern) for pattern in _TRAINING)
         of_others = name in covered or (indexes and numbered(name)) or name.startswith(".")
+        of_others = of_others or _LATER_SHARD.search(name) is not None
         path = folder / name
         if not (of_training or of_others) and path.is_file() and is_checkpoint(path):
             found.add(path)
+    newest = _named(folder / _STATE) if _STATE in names and (folder / _STATE).is_file() else None
+    if newest in found:
+        found = {newest}
     best = next((folder / name for name in _HUGGING_FACE if folder / name in found), None)
     if best is not None:
         found -= {path for path in found - {best} if any(fnmatchcase(path.name, p) for p in _BESIDE_IT)}
@@ -452,7 +491,7 @@ def _folders(folder: Path, names: list[str], depth: int) -> Iterator[tuple[Path,
 def _nothing(folder: Path, shown: str, names: list[str]) -> FormatError:
     """The refusal of a folder without a checkpoint: the first thing in it that has a name says what it is."""
     for below, its_names in _folders(folder, names, 1):
-        found = foreign.of_folder(below, its_names) or foreign.of_training_folder(below, its_names)
+        found = foreign.of_folder(below, its_names)
         if found is not None:
             return FormatError(shown, f"holds {found.what}: {below.name}{os.sep}", hint=found.hint)
     for name in names:

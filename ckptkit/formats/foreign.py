@@ -12,10 +12,8 @@ import shlex
 import zlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
 
-from ckptkit.base.budget import Budget
 from ckptkit.base.errors import FormatError, listed
 from ckptkit.base.text import counted
 from ckptkit.formats.base import HEAD_BYTES, Sample
@@ -43,6 +41,7 @@ LIKELY = (
         ".pdparams",
         ".pdopt",
         ".dcp",
+        ".pb",
     ),
 )
 """What checkpoints are usually called: only for saying which of an archive's members may be one."""
@@ -114,10 +113,6 @@ _SOURCE = "give the checkpoint it was converted from"
 _UNZIP = "unpack it first: unzip {path} -d {unpacked}"
 _UNTAR = "unpack it first: mkdir {unpacked} && tar -xf {path} -C {unpacked}"
 _NUMPY = "put it into an .npz by name: python: import numpy; numpy.savez({npz}, array=numpy.load({path}))"
-_TF_V1 = (
-    "save it by name: python: import numpy, tensorflow as tf; r = tf.train.load_checkpoint({path}); "
-    "numpy.savez({npz}, **{n: r.get_tensor(n) for n in r.get_variable_to_shape_map()})"
-)
 _MATLAB = (
     "save it by name: python: import numpy, scipy.io; "
     'numpy.savez({npz}, **{k: v for k, v in scipy.io.loadmat({path}).items() if k[0] != "_"})'
@@ -339,16 +334,11 @@ def _protocol_buffer(sample: Sample) -> Foreign | None:
     message = message_of(sample) if sample.head[:1] in (b"\x08", b"\x0a") else {}
     numbers, first = message.keys(), message.get(1)
     if isinstance(first, int):
-        if first == 1 and numbers == {1, 2}:
-            hint = "give the folder that holds it and its variables/"
-            return Foreign("the graph of a SavedModel, without its variables", hint)
         return Foreign("a Core ML model", _SOURCE) if max(numbers) >= 200 else None
     if first is None:
         return None
     if numbers & {2, 100} and numbers <= {*range(1, 9), 100} and _is_name(first):
         return Foreign("a Caffe model", _by_hand("Caffe"))
-    if first[:1] == b"\x0a" and _is_name(first[2 : 2 + first[1]] if len(first) > 1 else b""):
-        return Foreign("a frozen TensorFlow graph", "give the checkpoint or the SavedModel it was made from")
     return _graph_of_checkpoint(sample.path) if {1, 2} <= numbers <= set(range(1, 8)) else None
 
 
@@ -434,30 +424,8 @@ def foreign_pickle(sample: Sample) -> Foreign | None:
     return Foreign("a joblib pickle", _by_hand("joblib")) if is_joblib else None
 
 
-def is_tf_v1(path: Path) -> bool:
-    """Whether a sorted table is a whole TensorFlow checkpoint of the first format, not the index of one."""
-    from ckptkit.formats.mapped_file import MappedFile
-    from ckptkit.formats.tf_index import read_table
-
-    file = MappedFile(path)
-    try:
-        budget = Budget(file.size, partial(FormatError, path))
-        key, value = next(read_table(path, file.data, budget), (b"?", b""))  # type: ignore[arg-type]
-    except FormatError:
-        return False
-    finally:
-        file.close()
-    return key == b"" and value[:1] == b"\x0a"  # the slices of all tensors, where an index has its header
-
-
-def _table(sample: Sample) -> Foreign | None:
-    if len(sample.head) < 48 or not sample.is_table or not is_tf_v1(sample.path):
-        return None
-    return Foreign("a TensorFlow V1 checkpoint", filled(_TF_V1, sample.path))
-
-
 _TEXT_KINDS: tuple[_Kind, ...] = (_empty, _web_page, _text)
-_KINDS: tuple[_Kind, ...] = (_mark, _zlib, foreign_pickle, _table, _named, _protocol_buffer)
+_KINDS: tuple[_Kind, ...] = (_mark, _zlib, foreign_pickle, _named, _protocol_buffer)
 
 
 # -- archives and folders ------------------------------------------------------------------------------------
@@ -514,10 +482,3 @@ def _orbax_item(folder: Path, names: Collection[str]) -> Path:
     if "_METADATA" in names:
         return folder
     return next((folder / name for name in sorted(names) if (folder / name / "_METADATA").is_file()), folder)
-
-
-def of_training_folder(folder: Path, names: Collection[str]) -> Foreign | None:
-    """What a folder without a whole checkpoint at its top is, where training left its parts there."""
-    if "saved_model.pb" in names:
-        return Foreign("a SavedModel without variables", "give the checkpoint it was made from")
-    return None

@@ -20,7 +20,15 @@ from ckptkit.base.text import counted
 from ckptkit.formats.base import Sample
 from ckptkit.formats.foreign import message_of
 from ckptkit.formats.mapped_file import MappedFile
-from ckptkit.formats.protobuf_wire import FIXED32, FIXED64, LENGTH_DELIMITED, VARINT, WireError, places
+from ckptkit.formats.protobuf_wire import (
+    FIXED32,
+    FIXED64,
+    LENGTH_DELIMITED,
+    VARINT,
+    WireError,
+    packed_numbers,
+    places,
+)
 from ckptkit.formats.readers import Span, SpanReader
 
 _NAMES = """
@@ -48,7 +56,6 @@ _HOLDS = {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: 
 """Fields of an attribute that hold weights."""
 _OPSETS, _TRAINING, _FUNCTIONS = 8, 20, 25
 """Fields of a model beside its graph."""
-_WINDOW, _VARINT_BYTES = 1 << 20, 10
 _MAX_DEPTH = 20
 _MAX_FILES = 1000
 _MAX_TEXT = 1 << 20
@@ -393,24 +400,16 @@ class OnnxReader(SpanReader):
         return -(-math.prod(shape) * dtype.bits // 8) if dtype.bits else math.prod(shape)
 
     def _decoded(self, name: str) -> Array:
-        import numpy
-
         spec, (start, stop, count) = self.specs[name], self._numbers[name]
         width = spec.dtype.itemsize or 1
-        found = numpy.empty(count, f"<u{width}")
-        at = 0
-        while start < stop:
-            with self._file.raw(start, min(_WINDOW, stop - start)) as window:
-                numbers, used = _varints(numpy.frombuffer(window, numpy.uint8))
-            self._file.release(start, used)
-            if not used or at + len(numbers) > count:
-                break
-            found[at : at + len(numbers)] = numbers.astype(found.dtype)
-            at, start = at + len(numbers), start + used
-        if at != count or start != stop:
-            raise self._file.fault(
-                f"tensor {name[:_SHOWN]!r} has not the {count} numbers that it should", start
+        try:
+            found = packed_numbers(
+                self._file.data, start, stop, most=count, width=width, release=self._file.release
             )
+            if len(found) < count:
+                raise WireError(f"not the {count} numbers that it should have")
+        except WireError as error:
+            raise self._file.fault(f"tensor {name[:_SHOWN]!r}: {error}", start) from error
         if not spec.dtype.itemsize:
             return found
         array: Array = found.view(spec.dtype.numpy).reshape(spec.shape)
@@ -469,19 +468,3 @@ class OnnxReader(SpanReader):
         file = self._beside[location] = MappedFile(path)
         self._files.append(file)
         return file
-
-
-def _varints(raw: Array) -> tuple[Array, int]:
-    """The numbers of some bytes, of which the last may be cut off; and the bytes that they take."""
-    import numpy
-
-    ends = numpy.flatnonzero(raw < 0x80)
-    starts = numpy.concatenate(([0], ends + 1))[: len(ends)]
-    lengths = ends - starts + 1
-    if not len(ends) or lengths.max() > _VARINT_BYTES:
-        return numpy.empty(0, numpy.uint64), 0
-    values = numpy.zeros(len(ends), numpy.uint64)
-    for step in range(int(lengths.max())):
-        longer = numpy.flatnonzero(lengths > step)
-        values[longer] |= (raw[starts[longer] + step] & 0x7F).astype(numpy.uint64) << numpy.uint64(7 * step)
-    return values, int(ends[-1]) + 1

@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ckptkit.base.budget import Budget
+from ckptkit.base.tensors import Array
 
 VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
 
 _VARINT_BYTES = 10
+_WINDOW = 1 << 20
 _FIXED_SIZES = {FIXED64: 8, FIXED32: 4}
 _HELD = {VARINT: "a number", FIXED64: "8 bytes", LENGTH_DELIMITED: "bytes", FIXED32: "4 bytes"}
 _FIELD_STEPS = 2
@@ -123,6 +125,54 @@ def _varint_at(data: Any, start: int, stop: int) -> tuple[int, int]:
         return first, start + 1
     value, used = read_varint(data[start : min(start + _VARINT_BYTES, stop)])
     return value, start + used
+
+
+def packed_numbers(
+    data: Any,
+    start: int,
+    stop: int,
+    *,
+    most: int,
+    width: int,
+    release: Callable[[int, int], None] = lambda start, nbytes: None,
+) -> Array:
+    """The packed numbers in a range, of which there are at most so many, cut to some bytes each.
+
+    ``release`` is told of the bytes that have been gone over.
+
+    Examples
+    --------
+    >>> packed_numbers(bytes([1, 0xAC, 0x02]), 0, 3, most=2, width=2).tolist()
+    [1, 300]
+    """
+    import numpy
+
+    found = numpy.empty(min(most, stop - start), f"<u{width}")
+    count = 0
+    while start < stop:
+        numbers, used = _varints(numpy.frombuffer(data[start : min(start + _WINDOW, stop)], numpy.uint8))
+        release(start, used)
+        if not used or count + len(numbers) > most:
+            raise WireError(f"not the {most} numbers that it should have")
+        found[count : count + len(numbers)] = numbers.astype(found.dtype)
+        count, start = count + len(numbers), start + used
+    return found[:count]
+
+
+def _varints(raw: Array) -> tuple[Array, int]:
+    """The numbers of some bytes, of which the last may be cut off; and the bytes that they take."""
+    import numpy
+
+    ends = numpy.flatnonzero(raw < 0x80)
+    starts = numpy.concatenate(([0], ends + 1))[: len(ends)]
+    lengths = ends - starts + 1
+    if not len(ends) or lengths.max() > _VARINT_BYTES:
+        return numpy.empty(0, numpy.uint64), 0
+    values = numpy.zeros(len(ends), numpy.uint64)
+    for step in range(int(lengths.max())):
+        longer = numpy.flatnonzero(lengths > step)
+        values[longer] |= (raw[starts[longer] + step] & 0x7F).astype(numpy.uint64) << numpy.uint64(7 * step)
+    return values, int(ends[-1]) + 1
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ckptkit.base.budget import Budget
 from ckptkit.base.checksums import crc32c
@@ -84,34 +85,27 @@ def read_table(path: Path, data: bytes, budget: Budget) -> Iterator[tuple[bytes,
     Its blocks follow each other from the first byte to the footer, as every writer puts them, and the keys of
     its index separate them: whoever looks a key up finds what is read here.
     """
-    return _Table(path, data, budget).items()
+    return Table(path, data, budget).items()
 
 
-class _Table:
-    def __init__(self, path: Path, data: bytes, budget: Budget) -> None:
+class Table:
+    """The blocks of a table, each of which is checked and unpacked when its entries are asked for."""
+
+    def __init__(
+        self, path: Path, data: Any, budget: Budget, *, max_block_bytes: int = MAX_BLOCK_BYTES
+    ) -> None:
         self._path = path
         self._data = data
         self._budget = budget
+        self._max_block_bytes = max_block_bytes
 
     def _error(self, reason: str, offset: int | None = None) -> FormatError:
         return FormatError(self._path, reason, offset=offset)
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        metaindex, index = self.footer()
-        self._block(*metaindex)  # holds nothing we need, but its checksum must hold
-        if metaindex[0] + metaindex[1] + TRAILER_BYTES != index[0]:
-            raise self._error("the index block does not follow the one before it", index[0])
-        if index[0] + index[1] + TRAILER_BYTES != len(self._data) - FOOTER_BYTES:
-            raise self._error("the index block does not end at the footer", index[0])
+        """Every key with its value."""
         previous = separator = None
-        block_end = 0
-        for limit, handle in self.entries(*index):
-            offset, size = self._numbers(handle, 2, "block handle", index[0])
-            if offset != block_end:
-                overlap = offset < block_end
-                what = "blocks overlap or are out of order" if overlap else "bytes between two blocks"
-                raise self._error(what, min(offset, block_end))
-            block_end = offset + size + TRAILER_BYTES
+        for limit, offset, size in self.blocks():
             for key, value in self.entries(offset, size):
                 if previous is not None and key <= previous:
                     what = "a key occurs twice" if key == previous else "keys are out of order"
@@ -123,6 +117,24 @@ class _Table:
             if previous is not None and limit < previous:
                 raise self._error(f"the index hides the key {_shown(previous)}", offset)
             separator = limit
+
+    def blocks(self) -> Iterator[tuple[bytes, int, int]]:
+        """The blocks of entries, back to back: a key that none in the block is behind, offset and size."""
+        metaindex, index = self.footer()
+        self.block(*metaindex)  # holds nothing we need, but its checksum must hold
+        if metaindex[0] + metaindex[1] + TRAILER_BYTES != index[0]:
+            raise self._error("the index block does not follow the one before it", index[0])
+        if index[0] + index[1] + TRAILER_BYTES != len(self._data) - FOOTER_BYTES:
+            raise self._error("the index block does not end at the footer", index[0])
+        block_end = 0
+        for limit, handle in self.entries(*index):
+            offset, size = self._numbers(handle, 2, "block handle", index[0])
+            if offset != block_end:
+                overlap = offset < block_end
+                what = "blocks overlap or are out of order" if overlap else "bytes between two blocks"
+                raise self._error(what, min(offset, block_end))
+            block_end = offset + size + TRAILER_BYTES
+            yield limit, offset, size
         if block_end != metaindex[0]:
             raise self._error("bytes between two blocks", min(block_end, metaindex[0]))
 
@@ -133,7 +145,7 @@ class _Table:
             raise self._error(
                 f"{len(self._data)} bytes are too few for a checkpoint index: truncated or not one"
             )
-        footer = self._data[start:]
+        footer = bytes(self._data[start:])
         if footer[-8:] != TABLE_MARK:
             raise self._error("no table magic at the end: truncated, or not a checkpoint index", start)
         numbers = self._numbers(footer[:-8], 4, "footer", start)
@@ -152,7 +164,7 @@ class _Table:
             raise self._error(f"damaged {what}: unexpected bytes after its numbers", offset)
         return numbers
 
-    def _block(self, offset: int, size: int) -> bytes:
+    def block(self, offset: int, size: int) -> bytes:
         """One block, its checksum compared and its compression undone."""
         data, end = self._data, offset + size
         if end + TRAILER_BYTES > len(data) - FOOTER_BYTES:
@@ -160,7 +172,8 @@ class _Table:
         stored = int.from_bytes(data[end + 1 : end + TRAILER_BYTES], "little")
         if masked_crc32c(data[offset : end + 1]) != stored:
             raise self._error("block checksum (crc32c) differs: damaged", offset)
-        compression, block = data[end], data[offset:end]
+        block: bytes = data[offset:end]
+        compression = data[end]
         if compression == _NO_COMPRESSION:
             return block
         if compression == _SNAPPY:
@@ -172,7 +185,7 @@ class _Table:
 
         try:
             size, _ = read_varint(block)
-            if size > MAX_BLOCK_BYTES or size > _SNAPPY_MAX_RATIO * len(block):
+            if size > self._max_block_bytes or size > _SNAPPY_MAX_RATIO * len(block):
                 raise self._error(f"a snappy block of {len(block)} bytes claims to hold {size}", offset)
             self._budget.spend(nbytes=size)
             return bytes(cramjam.snappy.decompress_raw(block))
@@ -180,11 +193,16 @@ class _Table:
             raise self._error(f"damaged snappy block: {error}", offset) from error
 
     def entries(self, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
-        """The entries of one block, their prefix compression undone.
+        """The entries of one block, their prefix compression undone."""
+        block = self.block(offset, size)
+        for key, start, stop in self.places(block, offset):
+            yield key, block[start:stop]
+
+    def places(self, block: bytes, offset: int) -> Iterator[tuple[bytes, int, int]]:
+        """The keys in a block and where their values are in it.
 
         At every restart point a key is whole: readers search there.
         """
-        block = self._block(offset, size)
         restarts = int.from_bytes(block[-4:], "little") if len(block) >= 4 else 0
         last = len(block) - 4
         end = last - 4 * restarts
@@ -203,11 +221,10 @@ class _Table:
                 size, position = read_varint(block, position)
                 if shared > (0 if is_start else len(key)) or unshared + size > end - position:
                     raise self._error(f"damaged entry at byte {at} of a block", offset)
-                self._budget.spend(steps=_ENTRY_STEPS, nodes=_ENTRY_NODES, names=shared + unshared + size)
+                self._budget.spend(steps=_ENTRY_STEPS, nodes=_ENTRY_NODES, names=shared + unshared)
                 key = key[:shared] + block[position : position + unshared]
-                position += unshared
-                yield key, block[position : position + size]
-                position += size
+                position += unshared + size
+                yield key, position - size, position
         except WireError as error:
             raise self._error(f"damaged entry in a block: {error}", offset) from error
         if restart != last and block[restart:] != _EMPTY:
@@ -370,30 +387,30 @@ def _extent(start: int = 0, length: int | None = None) -> tuple[int, int]:
     return start, FULL if length is None else length
 
 
-_VERSION = message(lambda least=0: least, {2: ("least", INT)})
+VERSION = message(lambda least=0: least, {2: ("least", INT)})
 _HEADER = message(
     partial(dict, num_shards=0),
     {
         1: ("num_shards", INT),
         2: ("big_endian", INT),
-        3: ("min_consumer", _VERSION),
+        3: ("min_consumer", VERSION),
         METADATA_FIELD: ("metadata", TEXT),
     },
 )
 _AXIS = message(lambda size=0: size, {1: ("size", INT)})
-_SHAPE = message(_shape, {2: ("axes", many(_AXIS, most=_MAX_AXES)), 3: ("unknown", INT)})
+SHAPE = message(_shape, {2: ("axes", many(_AXIS, most=_MAX_AXES)), 3: ("unknown", INT)})
 _EXTENT = message(_extent, {1: ("start", INT), 2: ("length", INT)})
-_SLICE = message(lambda extents=(): tuple(extents), {1: ("extents", many(_EXTENT, nodes=1))})
+SLICE = message(lambda extents=(): tuple(extents), {1: ("extents", many(_EXTENT, nodes=1))})
 _ENTRY = message(
     BundleEntry,
     {
         1: ("dtype", INT),
-        2: ("shape", _SHAPE),
+        2: ("shape", SHAPE),
         3: ("shard", INT),
         4: ("offset", INT),
         5: ("size", INT),
         6: ("crc32c", FIXED),
-        7: ("slices", many(_SLICE, nodes=1)),
+        7: ("slices", many(SLICE, nodes=1)),
     },
 )
 
@@ -507,11 +524,11 @@ MAX_SHARDS = 100_000
 """Data files are numbered with five digits."""
 _TENSOR_NODES, _PART_NODES = 3, 3
 _BOX_STEPS, _PAIR_STEPS = 8, 4
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 _REFERENCE = 100  # DT_FLOAT_REF = DT_FLOAT + 100 and so on: how TF1 typed mutable variables
 _BY_NUMBER = {dtype.tf: dtype for dtype in KNOWN if dtype.tf is not None}
-_NO_NUMBERS = {7: "strings", 20: "a resource", 21: "a variant"}
+NO_NUMBERS = {7: "strings", 20: "a resource", 21: "a variant"}
 """Types whose elements are of any length: no tensor of a model is made of them."""
 
 
@@ -663,29 +680,26 @@ class _IndexFile:
             entry = decode_entry(value, self._budget)
         except WireError as error:
             raise self._error(str(error), key=key) from error
-        if not 0 < entry.dtype < 2 * _REFERENCE or entry.dtype == _REFERENCE:
-            raise self._error(f"no element type has the number {entry.dtype}", key=key)
-        dtype, shape = _dtype(entry.dtype), list(entry.shape)
+        dtype, shape = type_of(entry.dtype), list(entry.shape)
         itemsize = dtype.itemsize if dtype else 0
-        if len(shape) > MAX_RANK:
-            raise self._error(f"{counted(len(shape), 'axis')}, at most {MAX_RANK} are supported", key=key)
-        # zero sizes left out, as numpy does: an empty tensor's other axes must be addressable too
-        if min(shape, default=0) < 0 or math.prod(filter(None, shape)) * max(itemsize, 1) >= 1 << 62:
-            raise self._error(f"impossible shape {shape}", key=key)
+        try:
+            refuse_impossible(entry.dtype, entry.shape, itemsize)
+        except WireError as error:
+            raise self._error(str(error), key=key) from error
         expected = math.prod(shape) * itemsize
         if not entry.slices and itemsize and entry.size != expected:
             raise self._error(f"{entry.size} bytes, {dtype} of shape {shape} takes {expected}", key=key)
         return entry
 
     def _stored(self, key: bytes, entry: BundleEntry) -> StoredTensor:
-        name, dtype, shape = self._name(key), _dtype(entry.dtype), entry.shape
-        type_name = dtype.name if dtype else _NO_NUMBERS[entry.dtype % _REFERENCE]
+        name, dtype, shape = self._name(key), type_of(entry.dtype), entry.shape
+        type_name = dtype.name if dtype else NO_NUMBERS[entry.dtype % _REFERENCE]
         if not entry.slices:
             whole = _part(entry, (0,) * len(shape))
             return StoredTensor(name, dtype, type_name, shape, (whole,))
         parts = list(self._parts(key, name, entry))
         boxes = [(part.start, part.shape) for part in parts if math.prod(part.shape)]
-        if _overlap(boxes, len(shape), self._budget):
+        if overlap(boxes, len(shape), self._budget):
             raise self._error(f"partitioned variable {name!r}: its parts overlap")
         # disjoint parts that are together as large as the tensor are all of it
         total, size = sum(math.prod(part) for _, part in boxes), math.prod(shape)
@@ -698,7 +712,10 @@ class _IndexFile:
         for piece in entry.slices:
             self._budget.spend(steps=_BOX_STEPS, nodes=_PART_NODES, names=len(key))
             part_key = slice_key(key, piece)
-            start, shape = self._box(name, piece, entry.shape)
+            try:
+                start, shape = box_of(piece, entry.shape)
+            except WireError as error:
+                raise self._error(f"partitioned variable {name!r}: {error}") from error
             room -= math.prod(shape)
             if room < 0:  # whether they are there or not
                 raise self._error(f"partitioned variable {name!r}: its parts overlap")
@@ -709,17 +726,6 @@ class _IndexFile:
                 raise self._error(f"partitioned variable {name!r}: its part {_bounds(piece)} does not fit in")
             self._unused.discard(part_key)
             yield _part(stored, start)
-
-    def _box(self, name: str, piece: Slice, shape: tuple[int, ...]) -> _Box:
-        """Start and shape of a part inside its tensor."""
-        variable = f"partitioned variable {name!r}"
-        if len(piece) != len(shape):
-            raise self._error(f"{variable}: a part has {counted(len(piece), 'axis')}, not {len(shape)}")
-        start = tuple(begin for begin, _ in piece)
-        size = tuple(axis if count == FULL else count for (_, count), axis in zip(piece, shape, strict=True))
-        if any(begin + length > axis for begin, length, axis in zip(start, size, shape, strict=True)):
-            raise self._error(f"{variable}: a part {_bounds(piece)} leaves {list(shape)}")
-        return start, size
 
     def _check_spans(self, prefix: Path) -> None:
         """Every tensor is inside a data file that exists, and no two share a byte."""
@@ -758,15 +764,26 @@ class _IndexFile:
             name = key.decode("utf-8")
         except UnicodeDecodeError as error:
             raise self._error(f"a tensor's name is not UTF-8: {_shown(key)}") from error
-        if _CONTROL.search(name):
+        if CONTROL.search(name):
             raise self._error(f"a tensor's name has control characters: {_shown(key)}")
         return name
 
 
-def _dtype(number: int) -> DType | None:
+def refuse_impossible(number: int, shape: Sequence[int], itemsize: int) -> None:
+    """Refuse a number that no type has, and a shape that no tensor can have; WireError."""
+    if not 0 < number < 2 * _REFERENCE or number == _REFERENCE:
+        raise WireError(f"no element type has the number {number}")
+    if len(shape) > MAX_RANK:
+        raise WireError(f"{counted(len(shape), 'axis')}, at most {MAX_RANK} are supported")
+    # zero sizes left out, as numpy does: an empty tensor's other axes must be addressable too
+    if min(shape, default=0) < 0 or math.prod(filter(None, shape)) * max(itemsize, 1) >= 1 << 62:
+        raise WireError(f"impossible shape {list(shape)}")
+
+
+def type_of(number: int) -> DType | None:
     """The type of a number; opaque and of unknown size where it is not known here."""
     number %= _REFERENCE
-    if number in _NO_NUMBERS:
+    if number in NO_NUMBERS:
         return None
     return _BY_NUMBER.get(number) or DType(f"DataType {number}", 0, "opaque", tf=number)
 
@@ -775,10 +792,28 @@ def _part(entry: BundleEntry, start: tuple[int, ...]) -> Part:
     return Part(entry.shard, entry.offset, entry.size, entry.crc32c, start, entry.shape)
 
 
-_Box = tuple[tuple[int, ...], tuple[int, ...]]
+Box = tuple[tuple[int, ...], tuple[int, ...]]
+"""Where a part begins in its tensor, and its shape."""
 
 
-def _overlap(boxes: list[_Box], axes: int, budget: Budget) -> bool:
+def box_of(piece: Slice, shape: tuple[int, ...]) -> Box:
+    """The box of a part inside its tensor; WireError where it leaves it.
+
+    Examples
+    --------
+    >>> box_of(((0, FULL), (2, 3)), (4, 8))
+    ((0, 2), (4, 3))
+    """
+    if len(piece) != len(shape):
+        raise WireError(f"a part has {counted(len(piece), 'axis')}, not {len(shape)}")
+    start = tuple(begin for begin, _ in piece)
+    size = tuple(axis if count == FULL else count for (_, count), axis in zip(piece, shape, strict=True))
+    if any(begin + length > axis for begin, length, axis in zip(start, size, shape, strict=True)):
+        raise WireError(f"a part {_bounds(piece)} leaves {list(shape)}")
+    return start, size
+
+
+def overlap(boxes: list[Box], axes: int, budget: Budget) -> bool:
     """Whether boxes meet: of those that begin before one of them ends along the axis most cut, each pair."""
     budget.spend(steps=axes * len(boxes))
     cut = max(range(axes), key=lambda axis: len({start[axis] for start, _ in boxes}), default=0)
@@ -794,7 +829,7 @@ def _overlap(boxes: list[_Box], axes: int, budget: Budget) -> bool:
     return False
 
 
-def _meet(first: _Box, second: _Box) -> bool:
+def _meet(first: Box, second: Box) -> bool:
     axes = zip(*first, *second, strict=True)
     return all(a < b + b_size and b < a + a_size for a, a_size, b, b_size in axes)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -332,7 +331,7 @@ def test_an_optimizer_slot_with_missing_parts_is_no_obstacle(tf: Any, tmp_path: 
     "given", ["v1/m.ckpt", "v1/checkpoint", "v1", "v1/m.ckpt.meta", "v2/m.ckpt.meta", "v2/checkpoint"]
 )
 def test_files_of_a_session(tf: Any, tmp_path: Path, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a Saver leaves, and the way from its first format to one that is read."""
+    """What a Saver leaves, in its first format and in the one of today."""
     monkeypatch.chdir(tmp_path)
     held = {"a/v": np.arange(12, dtype="float32").reshape(3, 4), "step": np.int64(7)}
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
@@ -343,18 +342,171 @@ def test_files_of_a_session(tf: Any, tmp_path: Path, given: str, monkeypatch: py
             Path(folder).mkdir()
             saver = tf.compat.v1.train.Saver(**({"write_version": version} if version else {}))
             saver.save(session, f"{folder}/m.ckpt")
-    if given.startswith("v1"):
+    if given == "v1/m.ckpt.meta":
         with pytest.raises(FormatError) as caught:
             open_reader(given)
-        if given.endswith(".meta"):
-            assert caught.value.hint == "give v1/m.ckpt"
-            return
-        assert "is a TensorFlow V1 checkpoint" in str(caught.value)
-        *_, interpreter, flag, code = shlex.split(caught.value.hint or "")
-        assert (interpreter, flag) == ("python", "-c")
-        exec(code, {})
-        given = "v1/m.npz"
+        assert caught.value.hint == "give v1/m.ckpt"
+        return
     with open_reader(given) as reader:
+        assert reader.format == {"v1": "tf1", "v2": "tf"}[given[:2]]
         assert {name: reader.read(name).tolist() for name in reader.specs} == {
             name: value.tolist() for name, value in held.items()
         }
+
+
+# -- V1 checkpoints ------------------------------------------------------------------------------------------
+
+V1_TYPES = (
+    *("float32", "float64", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "complex64"),
+    *("complex128", "bool"),
+)
+"""What TensorFlow's writer of them takes: no bfloat16, uint32 and uint64."""
+
+
+def save_slices(tf: Any, path: Path, tensors: dict[str, Any], slices: dict[str, str] | None = None) -> None:
+    """TensorFlow's own writer of V1 checkpoints; ``w@1`` is a part of ``w``."""
+    tf.raw_ops.SaveSlices(
+        filename=str(path),
+        tensor_names=[name.split("@")[0] for name in tensors],
+        shapes_and_slices=[(slices or {}).get(name, "") for name in tensors],
+        data=[tf.constant(tensor) for tensor in tensors.values()],
+    )
+
+
+def test_every_type_of_v1(tf: Any, tmp_path: Path) -> None:
+    held = {name: RANDOM.integers(0, 2, (3, 4)).astype(name) for name in V1_TYPES}
+    held |= {"net/kernel": SAMPLES["scope/kernel"], "scalar": np.array(3.5, "float32")}
+    held |= {"empty": np.zeros((0, 3), "int64"), "negative": np.array([-1, 300, -(1 << 40)])}
+    held |= {"quantized": np.arange(-4, 4, dtype="int16") * 1000}
+    save_slices(tf, tmp_path / "m.ckpt", held)
+    theirs = tf.train.load_checkpoint(str(tmp_path / "m.ckpt"))
+    with open_reader(tmp_path / "m.ckpt") as reader:
+        assert {*reader.specs} == {*held} == {*theirs.get_variable_to_shape_map()}
+        for name, array in held.items():
+            assert reader.read(name).tobytes() == array.tobytes() == theirs.get_tensor(name).tobytes()
+            assert reader.check(name) is True
+        reader.check_rest()
+
+
+def test_parts_of_v1_and_their_shards(tf: Any, tmp_path: Path) -> None:
+    whole = np.arange(24, dtype="float32").reshape(6, 4)
+    cuts = {"w@0": "6 4 0,2:-", "w@1": "6 4 2,4:0,1", "w@2": "6 4 2,4:1,3"}
+    parts = {"w@0": whole[:2], "w@1": whole[2:, :1], "w@2": whole[2:, 1:]}
+    save_slices(tf, tmp_path / "m.ckpt", parts, cuts)
+    for number, names in enumerate((["w@0", "w@2"], ["w@1"])):
+        path = tmp_path / f"s.ckpt-{number:05d}-of-00002"
+        save_slices(tf, path, {name: parts[name] for name in names}, cuts)
+    for given in ("m.ckpt", "s.ckpt"):
+        with open_reader(tmp_path / given) as reader:
+            assert reader.read("w").tolist() == whole.tolist()
+    with open_reader(tmp_path / "s.ckpt") as reader, pytest.raises(FormatError, match="missing"):
+        (tmp_path / "s.ckpt-00001-of-00002").unlink()
+        open_reader(tmp_path / "s.ckpt")
+
+
+# -- graphs --------------------------------------------------------------------------------------------------
+
+
+def graph_of(tf: Any, tensors: dict[str, Any]) -> bytes:
+    """A GraphDef of constants, each a TensorProto."""
+    graph = tf.compat.v1.GraphDef()
+    for name, tensor in tensors.items():
+        node = graph.node.add(name=name, op="Const")
+        node.attr["dtype"].type = tensor.dtype
+        node.attr["value"].tensor.CopyFrom(tensor)
+    raw: bytes = graph.SerializeToString()
+    return raw
+
+
+GRAPH_TYPES = sorted({*DTYPES, "qint8", "quint8", "qint16", "quint16", "qint32", "int4", "uint4"})
+
+
+@pytest.mark.parametrize("way", ["content", "list", "short list", "one", "nothing"])
+def test_constants_as_tensorflow_reads_them(tf: Any, tmp_path: Path, way: str) -> None:
+    """Every type, as bytes and in its list, which may be shorter than the tensor."""
+    protos, expected = {}, {}
+    for name in GRAPH_TYPES:
+        dtype = tf.dtypes.as_dtype(name)
+        values: Any = [1, 0, 1, 1, 0, 1]
+        proto = tf.make_tensor_proto(values, dtype, (6,))
+        if way == "content":
+            proto = tf.make_tensor_proto(np.array(values).astype(dtype.as_numpy_dtype), dtype, (6,))
+        elif way != "list":
+            keep = {"short list": 3, "one": 1, "nothing": 0}[way]
+            fields = [one for one, _ in proto.ListFields() if one.name.endswith("_val")]
+            for field in fields:
+                held = getattr(proto, field.name)
+                if isinstance(held, bytes):
+                    proto.ClearField(field.name)
+                    setattr(proto, field.name, held[:keep])
+                    continue
+                del held[keep * (2 if name.startswith("complex") else 1) :]
+            if proto.tensor_content:
+                proto.tensor_content = proto.tensor_content[: keep * dtype.size]
+        protos[name] = proto
+        try:
+            expected[name] = tf.io.parse_tensor(proto.SerializeToString(), dtype).numpy().tobytes()
+        except tf.errors.InvalidArgumentError:  # TensorFlow repeats no bytes
+            del protos[name]
+    assert len(protos) >= 10
+    (tmp_path / "m.pb").write_bytes(graph_of(tf, protos))
+    with open_reader(tmp_path / "m.pb") as reader:
+        assert {*reader.specs} == {*protos}
+        for name, raw in expected.items():
+            assert reader.read(name).tobytes() == raw, name
+
+
+def test_a_frozen_graph_of_tensorflow(tf: Any, tmp_path: Path) -> None:
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    kernel, scale = RANDOM.standard_normal((2, 3)).astype("float32"), np.array([1, 2, 0.5], "float16")
+
+    class Model(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel, self.scale = tf.Variable(kernel, name="kernel"), tf.Variable(scale, name="scale")
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 2], name="x")])
+        def __call__(self, x: Any) -> Any:
+            y = x @ self.kernel + tf.cast(self.scale, tf.float32)
+            body = lambda y: y * tf.constant([[1.5, 2.5, 3.5]], name="factor")  # noqa: E731
+            return tf.while_loop(lambda y: tf.reduce_sum(y) < 9, body, (y,))
+
+    model = Model()
+    frozen = convert_variables_to_constants_v2(
+        model.__call__.get_concrete_function(), lower_control_flow=False
+    )
+    (tmp_path / "frozen.pb").write_bytes(frozen.graph.as_graph_def().SerializeToString())
+    with open_reader(tmp_path / "frozen.pb") as reader:
+        assert (reader.format, reader.metadata) == ("graphdef", {"inputs": "x"})
+        held = {name: reader.read(name) for name in reader.specs}
+        assert not reader.left_out
+    assert [value.tobytes() for value in (kernel, scale)] == [
+        value.tobytes() for value in held.values() if value.tobytes() in (kernel.tobytes(), scale.tobytes())
+    ]
+    factors = [name for name, value in held.items() if value.tolist() == [[1.5, 2.5, 3.5]]]
+    assert len(factors) == 1
+    assert factors[0].startswith("while_body")
+
+    tf.saved_model.save(model, str(tmp_path / "saved"))
+    with open_reader(tmp_path / "saved") as reader:
+        assert (reader.format, {*reader.specs}) == ("tf", {"kernel", "scale"})
+    graph = (tmp_path / "saved" / "saved_model.pb").rename(tmp_path / "saved_model.pb")
+    with pytest.raises(FormatError, match="without its variables"):
+        open_reader(graph)
+
+
+def test_a_saved_model_of_constants(tf: Any, tmp_path: Path) -> None:
+    """TensorFlow writes variables for it, and none of them is a tensor."""
+    kernel = RANDOM.standard_normal((2, 3)).astype("float32")
+
+    class Model(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None, 2])])
+        def __call__(self, x: Any) -> Any:
+            return x @ tf.constant(kernel, name="kernel")
+
+    tf.saved_model.save(Model(), str(tmp_path))
+    for given in (tmp_path, tmp_path / "saved_model.pb"):
+        with open_reader(given) as reader:
+            assert reader.format == "graphdef"
+            assert kernel.tobytes() in [reader.read(name).tobytes() for name in reader.specs]

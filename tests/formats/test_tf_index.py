@@ -95,7 +95,7 @@ def test_prefix_compression_and_restart_points_as_in_the_format() -> None:
 def test_index_keys_separate_the_blocks() -> None:
     entries = entries_of(100)
     written = build_table(entries, block_bytes=1)
-    table = tf_index._Table(NAME, written, tf_files.plenty())
+    table = tf_index.Table(NAME, written, tf_files.plenty())
     separators = [key for key, _ in table.entries(*table.footer()[1])]
     keys = [key for key, _ in entries]
     assert len(separators) == len(keys)

@@ -87,8 +87,8 @@ def part_key(name: bytes, *extents: tuple[int, int]) -> bytes:
     return (
         b"\0"
         + name
-        + b"\0\1\1"
-        + bytes([len(extents)])
+        + b"\0\1"
+        + (bytes([1, len(extents)]) if extents else b"\0")
         + bytes(128 + n for extent in extents for n in extent)
     )
 
