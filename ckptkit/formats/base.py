@@ -111,7 +111,7 @@ class Sample:
 
     @cached_property
     def is_pickle(self) -> bool:
-        """Whether it begins as a pickle of protocol 2 or later; the size of a packed block may look so too."""
+        """Whether it begins as a pickle of protocol 2 or later, and not the packed block of a table."""
         return self.head[:1] == b"\x80" and not self.is_table
 
     @cached_property

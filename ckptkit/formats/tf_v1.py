@@ -137,7 +137,7 @@ class _Shard:
         self.file = file
         self._data: Any = file.data
         with contextlib.suppress(TypeError):  # a file that cannot be mapped
-            self._data = memoryview(file.data)
+            self._data = memoryview(file.data)  # type: ignore[arg-type]
         self._blocks = list(self._table(budget).blocks())
         self._limits = [limit for limit, _, _ in self._blocks]
         if any(limit >= after for limit, after in itertools.pairwise(self._limits)):

@@ -62,9 +62,11 @@ BUILT_IN_FORMATS = (
     "npz",
     "dcp",
     "deepspeed",
+    "tf1",
     "paddle",
     "flax",
     "onnx",
+    "graphdef",
     "gguf",
 )
 """Names of containers: `ckptkit.formats`, which knows them, is above this room; a test compares the two."""

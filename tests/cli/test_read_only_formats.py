@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.commands import Runner, runner
 from tests.support.foreign_files import gguf_file, msgpack, onnx_graph, onnx_model, onnx_tensor
+from tests.support.tf_protos import const, graph, tensor, v1_entries, v1_file
 
 SOURCE = np.random.default_rng(7)
 KERNEL, BIAS = SOURCE.standard_normal((3, 4)).astype("float32"), SOURCE.standard_normal(4).astype("float32")
@@ -17,6 +18,8 @@ HELD = {"net/a/kernel": KERNEL, "net/a/bias": BIAS}
 FILES = {
     "flax": ("m.msgpack", msgpack({"net": {"a": {"kernel": KERNEL, "bias": BIAS}}, "step": 3})),
     "onnx": ("m.onnx", onnx_model(onnx_graph([onnx_tensor(*item) for item in HELD.items()]))),
+    "tf1": ("m.v1", v1_file(v1_entries(HELD))),
+    "graphdef": ("m.pb", graph(*(const(name, tensor(array)) for name, array in HELD.items()))),
     "gguf": ("m.gguf", gguf_file({n: (0, array.shape, array.tobytes()) for n, array in HELD.items()})),
 }
 

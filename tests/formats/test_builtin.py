@@ -34,6 +34,7 @@ MAY_NAME_ONE = {
     "export/hub.py": "the hub takes nothing else",
     "export/targets.py": "the ending of a graph, which is exported",
     "doctor.py": "the name of an extra",
+    "compare/scan.py": "graphs, in which it looks for what they would run",
     # to go, each with its room:
     "cli/start_commands.py": "the demo's steps",
     "parity/run.py": "what a conversion for a comparison writes",
@@ -93,9 +94,11 @@ def test_names_words_and_endings_are_each_of_one_format() -> None:
     assert all(format_of(name) is format for name, format in BUILT_IN.items())
     assert {name for name, format in BUILT_IN.items() if format.read_only} == {
         "deepspeed",
+        "tf1",
         "paddle",
         "flax",
         "onnx",
+        "graphdef",
         "gguf",
     }
 

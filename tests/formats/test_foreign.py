@@ -95,15 +95,9 @@ FILES: dict[str, tuple[str, bytes, str, str | None]] = {
     "ONNX Runtime": ("m.ort", b"\x1c\0\0\0ORTM\x14\0", "an ONNX Runtime model", "converted from"),
     "SavedModel's graph": (
         "saved_model.pb",
-        number_field(1, 1) + bytes_field(2, bytes_field(1, b"x" * 300)),
+        number_field(1, 1) + bytes_field(2, bytes_field(2, node(b"v", b"VarHandleOp"))),
         "the graph of a SavedModel, without its variables",
         "the folder",
-    ),
-    "frozen graph": (
-        "m.pb",
-        node(b"a/v", b"Const") + node(b"b", b"Add") + bytes_field(4, b""),
-        "a frozen Ten",
-        None,
     ),
     "graph of a checkpoint": (
         "m.ckpt.meta",
@@ -333,7 +327,6 @@ FOLDERS: dict[str, tuple[list[str], str, str | None]] = {
     "Orbax, one folder down": (["default/_METADATA", "default/d/x"], "holds an Orbax checkpoint", "orbax"),
     "T5X": (["checkpoint", "target.w/.zarray"], "holds a checkpoint of zarr arrays", "zarr"),
     "Core ML": (["Manifest.json", "Data/com.apple.CoreML/model.mlmodel"], "is a Core ML model", None),
-    "SavedModel without variables": (["saved_model.pb", "assets/x"], "a SavedModel without variables", None),
 }
 
 

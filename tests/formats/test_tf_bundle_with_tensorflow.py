@@ -16,6 +16,8 @@ from ckptkit.formats.base import bytes_of
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.tf_bundle import TfBundleReader, TfBundleWriter
 from tests.convert.test_element_types import TF as ELEMENT_TYPES
+from tests.support.tf_files import message
+from tests.support.tf_protos import LISTS, const, graph, numbers, tensor
 
 RANDOM = np.random.default_rng(9)
 DATA = ".data-00000-of-00001"
@@ -379,11 +381,11 @@ def test_every_type_of_v1(tf: Any, tmp_path: Path) -> None:
     held |= {"empty": np.zeros((0, 3), "int64"), "negative": np.array([-1, 300, -(1 << 40)])}
     held |= {"quantized": np.arange(-4, 4, dtype="int16") * 1000}
     save_slices(tf, tmp_path / "m.ckpt", held)
-    theirs = tf.train.load_checkpoint(str(tmp_path / "m.ckpt"))
+    theirs = tf.train.load_checkpoint(str(tmp_path / "m.ckpt")).get_variable_to_shape_map()
     with open_reader(tmp_path / "m.ckpt") as reader:
-        assert {*reader.specs} == {*held} == {*theirs.get_variable_to_shape_map()}
+        assert {*reader.specs} == {*held} == {*theirs}
         for name, array in held.items():
-            assert reader.read(name).tobytes() == array.tobytes() == theirs.get_tensor(name).tobytes()
+            assert reader.read(name).tobytes() == array.tobytes()
             assert reader.check(name) is True
         reader.check_rest()
 
@@ -407,51 +409,26 @@ def test_parts_of_v1_and_their_shards(tf: Any, tmp_path: Path) -> None:
 # -- graphs --------------------------------------------------------------------------------------------------
 
 
-def graph_of(tf: Any, tensors: dict[str, Any]) -> bytes:
-    """A GraphDef of constants, each a TensorProto."""
-    graph = tf.compat.v1.GraphDef()
-    for name, tensor in tensors.items():
-        node = graph.node.add(name=name, op="Const")
-        node.attr["dtype"].type = tensor.dtype
-        node.attr["value"].tensor.CopyFrom(tensor)
-    raw: bytes = graph.SerializeToString()
-    return raw
-
-
-GRAPH_TYPES = sorted({*DTYPES, "qint8", "quint8", "qint16", "quint16", "qint32", "int4", "uint4"})
+LISTED = {**LISTS, **dict.fromkeys(("qint8", "quint8", "qint16", "quint16", "qint32", "int4", "uint4"), 7)}
 
 
 @pytest.mark.parametrize("way", ["content", "list", "short list", "one", "nothing"])
 def test_constants_as_tensorflow_reads_them(tf: Any, tmp_path: Path, way: str) -> None:
     """Every type, as bytes and in its list, which may be shorter than the tensor."""
-    protos, expected = {}, {}
-    for name in GRAPH_TYPES:
+    held, expected = {}, {}
+    for name in sorted(DTYPES.keys() | LISTED.keys() if way == "content" else LISTED):
         dtype = tf.dtypes.as_dtype(name)
-        values: Any = [1, 0, 1, 1, 0, 1]
-        proto = tf.make_tensor_proto(values, dtype, (6,))
-        if way == "content":
-            proto = tf.make_tensor_proto(np.array(values).astype(dtype.as_numpy_dtype), dtype, (6,))
-        elif way != "list":
-            keep = {"short list": 3, "one": 1, "nothing": 0}[way]
-            fields = [one for one, _ in proto.ListFields() if one.name.endswith("_val")]
-            for field in fields:
-                held = getattr(proto, field.name)
-                if isinstance(held, bytes):
-                    proto.ClearField(field.name)
-                    setattr(proto, field.name, held[:keep])
-                    continue
-                del held[keep * (2 if name.startswith("complex") else 1) :]
-            if proto.tensor_content:
-                proto.tensor_content = proto.tensor_content[: keep * dtype.size]
-        protos[name] = proto
-        try:
-            expected[name] = tf.io.parse_tensor(proto.SerializeToString(), dtype).numpy().tobytes()
-        except tf.errors.InvalidArgumentError:  # TensorFlow repeats no bytes
-            del protos[name]
-    assert len(protos) >= 10
-    (tmp_path / "m.pb").write_bytes(graph_of(tf, protos))
+        keep = {"short list": 3, "one": 1, "nothing": 0}.get(way, 6)
+        array = np.array([0, 1, 1, 0, 0, 1]).astype(getattr(dtype.as_numpy_dtype, name, dtype.as_numpy_dtype))
+        whole_numbers = LISTED.get(name) == 7  # those of quantized types have no plain ones in numpy
+        plain = array[:keep].view(f"i{array.dtype.itemsize}") if whole_numbers else array[:keep]
+        fields = {4: plain.tobytes()} if way == "content" else {LISTED[name]: numbers(plain)}
+        made = tensor(array, kind=dtype.as_datatype_enum, held=message(*fields.items()))
+        held[name] = made
+        expected[name] = tf.io.parse_tensor(made, dtype).numpy().tobytes()
+    (tmp_path / "m.pb").write_bytes(graph(*(const(name, made) for name, made in held.items())))
     with open_reader(tmp_path / "m.pb") as reader:
-        assert {*reader.specs} == {*protos}
+        assert {*reader.specs} == {*held}
         for name, raw in expected.items():
             assert reader.read(name).tobytes() == raw, name
 

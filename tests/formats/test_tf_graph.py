@@ -1,4 +1,4 @@
-"""Constants of TensorFlow graphs put together byte by byte; test_tf_bundle_with_tensorflow has TensorFlow's own."""
+"""Constants of TensorFlow graphs built byte by byte; test_tf_bundle_with_tensorflow has TensorFlow's own."""
 
 from __future__ import annotations
 
@@ -120,7 +120,9 @@ def test_functions_have_constants_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", ["saved_model.pb", "."])
 def test_a_saved_model_without_variables(tmp_path: Path, given: str) -> None:
     (tmp_path / "assets").mkdir()
-    write(tmp_path / "saved_model.pb", saved_model(graph(const("w", tensor(W))), graph(const("w", tensor(W)))))
+    write(
+        tmp_path / "saved_model.pb", saved_model(graph(const("w", tensor(W))), graph(const("w", tensor(W))))
+    )
     with open_reader(tmp_path / given) as reader:
         assert (reader.format, list(reader.specs)) == ("graphdef", ["w", "graph_1/w"])
 
@@ -186,7 +188,10 @@ BAD: dict[str, tuple[bytes, str]] = {
     "no constants": (graph(node("a", "Add")), "a TensorFlow graph with no constants"),
     "variables alone": (graph(node("v", "VariableV2")), "variables, whose values are not in it"),
     "a long name": (graph(const("a", tensor(W)), const("w" * 20_000, tensor(W))), "a name of 20000 bytes"),
-    "a name that is no UTF-8": (graph(const("a", tensor(W))) + one().replace(b"\x0a\x01w", b"\x0a\x01\xff"), "utf-8"),
+    "a name that is no UTF-8": (
+        graph(const("a", tensor(W))) + one().replace(b"\x0a\x01w", b"\x0a\x01\xff"),
+        "utf-8",
+    ),
 }
 
 
@@ -205,7 +210,10 @@ def test_bad_files_are_refused(tmp_path: Path, kind: str) -> None:
 def test_more_numbers_than_elements(tmp_path: Path) -> None:
     for held in (b"\1\1\1", b"\x80" * 12):
         raw = one(np.int64([1, 2]), held=message((10, held)))
-        with open_reader(write(tmp_path / "m.pb", raw)) as reader, pytest.raises(FormatError, match="numbers"):
+        with (
+            open_reader(write(tmp_path / "m.pb", raw)) as reader,
+            pytest.raises(FormatError, match="numbers"),
+        ):
             reader.read("w")
 
 

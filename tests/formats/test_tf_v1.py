@@ -1,4 +1,4 @@
-"""TensorFlow V1 checkpoints put together byte by byte; test_tf_bundle_with_tensorflow has TensorFlow's own."""
+"""TensorFlow V1 checkpoints built byte by byte; test_tf_bundle_with_tensorflow has TensorFlow's own."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_a_v2_index_is_not_one(tmp_path: Path) -> None:
     for given in ("m", "m.index", "."):
         with open_reader(tmp_path / given) as reader:
             assert reader.format == "tf"
-    with pytest.raises(FormatError, match="no header entry|damaged header"):
+    with pytest.raises(FormatError, match=r"no header entry|damaged header"):
         TfBundleReader(write(tmp_path / "n.index", v1_file(v1_entries({"b": W}))))
 
 
@@ -202,7 +202,10 @@ BAD: dict[str, tuple[bytes, str]] = {
     "negative": (listing(listed("w", 1, (-1,), WHOLE)), "impossible shape"),
     "many axes": (listing(listed("w", 1, (1,) * 40, [((0, -1),) * 40])), "at most 32"),
     "no type": (listing(listed("w", 0, (1,), WHOLE)), "no element type has the number 0"),
-    "twice": (listing(listed("w", 1, (1,), WHOLE), listed("w", 1, (1,), WHOLE)), "two tensors are called 'w'"),
+    "twice": (
+        listing(listed("w", 1, (1,), WHOLE), listed("w", 1, (1,), WHOLE)),
+        "two tensors are called 'w'",
+    ),
     "a part outside": (listing(listed("w", 1, (4,), [((2, 3),)])), "a part 2:5 leaves"),
     "overlapping": (listing(listed("w", 1, (4,), [((0, 3),), ((2, 2),)])), "its parts overlap"),
     "a part with other axes": (listing(listed("w", 1, (4,), [((0, 1), (0, 1))])), "a part has 2 axes, not 1"),
@@ -256,9 +259,8 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_bad_tensors_are_refused(tmp_path: Path, kind: str) -> None:
     raw, said = DAMAGED[kind]
-    with open_reader(write(tmp_path / "m.ckpt", raw)) as reader:
-        with pytest.raises(FormatError, match=said):
-            reader.read("w")
+    with open_reader(write(tmp_path / "m.ckpt", raw)) as reader, pytest.raises(FormatError, match=said):
+        reader.read("w")
 
 
 def test_every_block_has_its_checksum(tmp_path: Path) -> None:

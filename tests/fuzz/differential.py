@@ -53,7 +53,6 @@ LIMITS: Mapping[str, str] = {
     "a message of kind 0x3 that several objects share": "a type with a name, which Keras never writes",
     "holds no state dict, only": "tensors without names, or none at all",
     "two tensors are called": "keys that differ in kind alone, as 1 and '1' do",
-    "is a TensorFlow V1 checkpoint": "TensorFlow's older format: refused by name, with what converts it",
     "a storage of QInt8, which cannot be skipped over": "a legacy file: what follows cannot be found",
 }
 """Reasons for which a valid file may be refused (regular expressions), and why that is right."""

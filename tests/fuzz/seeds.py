@@ -40,7 +40,7 @@ from tests.fuzz.layers import (
     zipped,
 )
 from tests.fuzz.other_seeds import OTHERS
-from tests.fuzz.tf_seeds import DATA, table_of_blocks, tf_items, tf_seeds
+from tests.fuzz.tf_seeds import DATA, graphdef_seeds, table_of_blocks, tf1_seeds, tf_items, tf_seeds
 from tests.support import foreign_files, tf_files, torch_files
 
 
@@ -392,6 +392,8 @@ _MAKERS: Mapping[str, Callable[[], Iterator[Seed]]] = {
     "flax": _flax,
     "onnx": _onnx,
     "gguf": _gguf,
+    "tf1": tf1_seeds,
+    "graphdef": graphdef_seeds,
     **DISTRIBUTED,
     **OTHERS,
 }

@@ -59,6 +59,8 @@ def readers(format: str) -> tuple[Opener, ...]:
     from ckptkit.formats.npz import NpzReader
     from ckptkit.formats.safetensors import SafetensorsReader
     from ckptkit.formats.tf_bundle import TfBundleReader
+    from ckptkit.formats.tf_graph import TfGraphReader
+    from ckptkit.formats.tf_v1 import TfV1Reader
     from ckptkit.formats.torch_reader import TorchReader
 
     direct: Mapping[str, Opener] = {
@@ -69,6 +71,8 @@ def readers(format: str) -> tuple[Opener, ...]:
         "sharded": open_reader,
         "npz": NpzReader,
         "keras": KerasH5Reader,
+        "tf1": TfV1Reader,
+        "graphdef": TfGraphReader,
         **dict.fromkeys(("flax", "onnx", "gguf", "paddle", "dcp", "deepspeed"), open_reader),
     }
     family = format.replace(".", "-").partition("-")[0]

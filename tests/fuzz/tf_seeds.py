@@ -13,7 +13,7 @@ import numpy as np
 
 from ckptkit.base.tensors import DTYPES
 from tests.fuzz.layers import Layer, Seed, arrays, raw_layers, whole, written
-from tests.support import tf_files
+from tests.support import tf_files, tf_protos
 from tests.support.tf_files import entry, header, masked, message, varint
 
 # -- TensorFlow ----------------------------------------------------------------------------------------------
@@ -139,7 +139,6 @@ def tf_seeds() -> Iterator[Seed]:
     layers = [Layer(DATA, graph, whole, "protobuf", _with_graph)] * 3
     yield Seed("tf", "graph", files, "m", layers)
     yield _shared_keys()
-    yield _version_1()
 
 
 def _tf_folder() -> Seed:
@@ -202,12 +201,37 @@ def _compressed_block(items: _Items) -> bytes:
     return body + struct.pack(f"<{len(starts) + 1}I", *starts, len(starts))
 
 
-def _version_1() -> Seed:
-    """A checkpoint of TensorFlow's older format, which is refused: one file, a table of SavedTensorSlices."""
-    shape = message((2, message((1, 2))))
-    meta = message((1, message((1, message((1, b"w"), (2, shape), (3, 1), (4, b""))))))
-    values = message((2, message((1, b"w"), (2, b""), (3, message((1, 1), (2, shape), (5, bytes(8)))))))
-    items = [(b"", meta), (b"\0w\0\1\1\1\x80\x80", values)]
-    files = {"m.ckpt": table_of_blocks([tf_files.block(items)], 0)}
-    layers = [*raw_layers(files), *_index_layers(items, "m.ckpt", 0)]
-    return Seed("tf", "V1", files, "m.ckpt", layers, "refused (FormatError)")
+def tf1_seeds() -> Iterator[Seed]:
+    """Checkpoints of TensorFlow's older format: one file, a table of SavedTensorSlices; and shards of it."""
+    held = {name: array for name, array in arrays().items() if array.dtype.name in tf_protos.LISTS}
+    whole_axis = (0, -1)
+    held["w"] = np.arange(12, dtype="float32").reshape(4, 3)
+    cuts = {"w": [((0, 1), whole_axis), ((1, 3), whole_axis)]}
+    items = tf_protos.v1_entries(held, cuts)
+    for kind in (0, 1):
+        files = {"m.ckpt": table_of_blocks([_stored(tf_files.block(items), kind)], kind)}
+        layers = [*raw_layers(files), *_index_layers(items, "m.ckpt", kind)]
+        layers += [Layer("m.ckpt", items[0][1], _replaced(items, 0, 1), "protobuf")] * 6
+        yield Seed("tf1", f"kind {kind}", files, "m.ckpt", layers)
+    blocks = [_compressed_block(items[start : start + 3]) for start in range(0, len(items), 3)]
+    keys = [items[min(start + 2, len(items) - 1)][0] for start in range(0, len(items), 3)]
+    files = {"m.ckpt": table_of_blocks(blocks, 0, keys=keys)}
+    yield Seed("tf1", "blocks", files, "m.ckpt", raw_layers(files))
+    shards = [tf_protos.v1_entries({"w": held["w"]}, {"w": [cut]}) for cut in cuts["w"]]
+    files = {f"s-0000{n}-of-00002": tf_protos.v1_file(one) for n, one in enumerate(shards)}
+    layers = [*raw_layers(files), *_index_layers(shards[1], "s-00001-of-00002", 0)]
+    yield Seed("tf1", "shards", files, "s", layers)
+
+
+def graphdef_seeds() -> Iterator[Seed]:
+    """Graphs of constants, as bytes and in lists; one in a SavedModel, with functions."""
+    held = {name: array for name, array in arrays().items() if array.dtype.name in tf_protos.LISTS}
+    for listed in (False, True):
+        nodes = [tf_protos.const(name, tf_protos.tensor(one, listed=listed)) for name, one in held.items()]
+        nodes.append(tf_protos.const("short", tf_protos.tensor(np.int32([1, 2]), listed=True, shape=(2, 4))))
+        nodes += [tf_protos.node("x", "Placeholder"), tf_protos.node("a", "Add")]
+        raw = tf_protos.graph(*nodes, functions={"f": nodes[:2]})
+        model = tf_protos.saved_model(raw, raw)
+        for name, made in (("m.pb", raw), ("saved_model.pb", model)):
+            layers = [*raw_layers({name: made}), *[Layer(name, made, whole, "protobuf")] * 3]
+            yield Seed("graphdef", f"{name}, {listed}", {name: made}, name, layers)

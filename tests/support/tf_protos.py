@@ -105,10 +105,10 @@ def slices_entry(name: str, extents: Extents, held: bytes) -> tuple[bytes, bytes
 def v1_entries(
     tensors: Mapping[str, Any], parts: Mapping[str, Sequence[Extents]] | None = None
 ) -> list[tuple[bytes, bytes]]:
-    """What a file has: the list of its tensors, and their parts; those that ``parts`` leaves out are whole."""
+    """What a file has: the list of its tensors, and their parts, which ``parts`` cuts."""
     metas, entries = [], []
-    for name, array in tensors.items():
-        array = np.asarray(array)
+    for name, value in tensors.items():
+        array = np.asarray(value)
         cuts = (parts or {}).get(name) or [((0, -1),) * array.ndim]
         metas.append((1, listed(name, NUMBERS[array.dtype.name], array.shape, cuts)))
         for cut in cuts:
