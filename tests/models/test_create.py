@@ -19,6 +19,13 @@ from tests.support.models import FRAMEWORKS, need, run, torch_images
 from tests.support.toys import MOAT, SETTINGS, toy_file, toy_variants
 
 
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    """Checkpoints of both families' models of one block a stage."""
+    with toy_variants():
+        yield {variant: toy_file(tmp_path_factory.mktemp("toys"), variant) for variant in SETTINGS}
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_by_id_with_a_checkpoint_gives_the_published_logits(bundle, framework):
     need(framework)
@@ -38,22 +45,16 @@ def test_features_are_the_five_stages(bundle, framework):
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_another_number_of_classes_keeps_the_body(bundle, framework):
+def test_another_number_of_classes_keeps_the_body(toys, framework):
     need(framework)
     x = golden_input(64, 64)[:1]
-    ten = create_model("tiny-moat0", framework, checkpoint=bundle, num_classes=10)
+    options = {"checkpoint": toys[MOAT]}
+    ten = create_model(MOAT, framework, **options, num_classes=10)
     assert run(ten, framework, x).shape == (1, 10)
-    whole = create_model("tiny-moat0", framework, checkpoint=bundle, features_only=True)
-    headless = create_model("tiny-moat0", framework, checkpoint=bundle, num_classes=None, features_only=True)
+    whole = create_model(MOAT, framework, **options, features_only=True)
+    headless = create_model(MOAT, framework, **options, num_classes=None, features_only=True)
     for one, other in zip(run(whole, framework, x), run(headless, framework, x), strict=True):
         np.testing.assert_array_equal(one, other)
-
-
-@pytest.fixture(scope="module")
-def toys(tmp_path_factory):
-    """Checkpoints of both families' models of one block a stage."""
-    with toy_variants():
-        yield {variant: toy_file(tmp_path_factory.mktemp("toys"), variant) for variant in SETTINGS}
 
 
 @pytest.mark.parametrize("variant", SETTINGS)
@@ -121,19 +122,19 @@ def test_keras_saves_and_trains_a_new_head(toys, tmp_path):
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_settings_come_from_the_file_unless_given(bundle, tmp_path, framework):
+def test_settings_come_from_the_file_unless_given(toys, tmp_path, framework):
     need(framework)
     target = tmp_path / "x.safetensors"
-    with open_reader(bundle) as reader:
+    with Workspace().locate(toys[MOAT]).open() as reader:
         conversion = plan(reader, Options("safetensors"))
         said = {**conversion.metadata, "pool_size": "3"}
         import dataclasses
 
         execute(dataclasses.replace(conversion, metadata=said), reader, Target("safetensors"), target)
     x = golden_input(64, 64)[:1]
-    from_file = run(create_model("tiny-moat0", framework, checkpoint=target), framework, x)
-    three = run(create_model("tiny-moat0", framework, checkpoint=bundle, pool_size=3), framework, x)
-    two = run(create_model("tiny-moat0", framework, checkpoint=target, pool_size=2), framework, x)
+    from_file = run(create_model(MOAT, framework, checkpoint=target), framework, x)
+    three = run(create_model(MOAT, framework, checkpoint=toys[MOAT], pool_size=3), framework, x)
+    two = run(create_model(MOAT, framework, checkpoint=target, pool_size=2), framework, x)
     np.testing.assert_array_equal(from_file, three)
     assert np.abs(two - three).max() > 1e-3
 
@@ -159,16 +160,22 @@ def test_what_makes_no_sense_is_refused(name, options, error, words):
         create_model(name, **options)
 
 
+GATES = [
+    ("moganet-xt-224", "openmixup", {}, "xtiny_224_fp32gate"),
+    ("moganet-xt-224-timm", "timm", {}, "xtiny_224_plain"),
+    ("moganet-xt", "timm", {"attn_force_fp32": True}, "xtiny_224_fp32gate"),
+    ("moganet-xt-224", "openmixup", {"attn_force_fp32": False}, "xtiny_224_plain"),
+]
+
+
 @pytest.mark.parametrize(
-    "case",
+    ("framework", "case"),
     [
-        ("moganet-xt-224", "openmixup", {}, "xtiny_224_fp32gate"),
-        ("moganet-xt-224-timm", "timm", {}, "xtiny_224_plain"),
-        ("moganet-xt", "timm", {"attn_force_fp32": True}, "xtiny_224_fp32gate"),
-        ("moganet-xt-224", "openmixup", {"attn_force_fp32": False}, "xtiny_224_plain"),
+        pytest.param(framework, case, marks=pytest.mark.slow if framework == "keras" and case[2] else ())
+        for framework in FRAMEWORKS
+        for case in GATES
     ],
 )
-@pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_moganets_gate_is_the_entrys_or_as_told(moganet_files, framework, case):
     need(framework)
     name, file, options, golden = case
@@ -216,19 +223,17 @@ def test_no_resolution(framework, resolution):
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_windows_at_another_resolution(bundle, framework):
+def test_windows_at_another_resolution(toys, framework):
     need(framework)
-    options = {"checkpoint": bundle, "window_size": 4, "features_only": True}
-    windowed = create_model("tiny-moat0", framework, resolution=(128, 256), **options)
-    whole = create_model(
-        "tiny-moat0", framework, resolution=(128, 256), checkpoint=bundle, features_only=True
-    )
+    options = {"checkpoint": toys[MOAT], "features_only": True}
+    windowed = create_model(MOAT, framework, resolution=(128, 256), window_size=4, **options)
+    whole = create_model(MOAT, framework, resolution=(128, 256), **options)
     x = golden_input(128, 256)[:1]
     ours, theirs = run(windowed, framework, x), run(whole, framework, x)
     np.testing.assert_array_equal(ours[2], theirs[2])  # no attention yet
     assert np.abs(ours[3] - theirs[3]).max() > 1e-3
     with pytest.raises(UsageError, match="cannot be cut into windows of 4x4"):
-        create_model("tiny-moat0", framework, resolution=96, **options)
+        create_model(MOAT, framework, resolution=96, window_size=4, **options)
 
 
 def test_a_model_source_passes_the_options_on(bundle):
@@ -264,9 +269,9 @@ def test_a_torch_model_can_be_trained_further(bundle):
     assert stay == []
 
 
-def test_a_keras_model_can_be_trained_further(bundle):
+def test_a_keras_model_can_be_trained_further(toys):
     tf = pytest.importorskip("tensorflow")
-    model = create_model("tiny-moat0", "keras", checkpoint=bundle, num_classes=3)
+    model = create_model(MOAT, "keras", checkpoint=toys[MOAT], num_classes=3)
     before = [v.numpy() for v in model.non_trainable_variables]
     with tf.GradientTape() as tape:
         logits = model(golden_input(64, 64), training=True)
