@@ -16,6 +16,7 @@ from ckptkit.analysis.evaluate.distributed import Group, process_group, world_of
 from ckptkit.analysis.evaluate.loop import Progress, StateFile
 from ckptkit.base.errors import UsageError
 from tests.support.evaluation import IMAGES, Known, class_tree
+from tests.support.preloaded import FRAMEWORKS, preloaded
 from tests.support.running import REPOSITORY
 
 TIMEOUT = 120
@@ -38,6 +39,7 @@ def processes(
     """Start ``ckptkit`` so many times, as torchrun would."""
     port = str(free_port())
     started = []
+    popen = preloaded(*FRAMEWORKS).Popen if hasattr(os, "fork") else subprocess.Popen
     for rank in range(world):
         told = {
             "RANK": rank,
@@ -53,7 +55,7 @@ def processes(
         }
         environment["PYTHONPATH"] = str(REPOSITORY)
         started.append(
-            subprocess.Popen(
+            popen(
                 [sys.executable, "-c", f"{(preludes or {}).get(rank, '')}\n{MAIN}", *map(str, arguments)],
                 cwd=(cwd or {}).get(rank, REPOSITORY),
                 env=environment,

@@ -263,7 +263,10 @@ def test_a_flat_folder_gives_the_same_counts(known: Known, tmp_path: Path):
     assert counts(report) == (IMAGES, known.top1, known.top5)
 
 
-@pytest.mark.parametrize(("framework", "package"), [("tf", "tensorflow"), ("onnxruntime", "onnxruntime")])
+@pytest.mark.parametrize(
+    ("framework", "package"),
+    [("tf", "tensorflow"), pytest.param("onnxruntime", "onnxruntime", marks=pytest.mark.slow)],
+)
 def test_other_frameworks_give_the_same_counts(known: Known, framework: str, package: str):
     pytest.importorskip(package)
     report = ckptkit.evaluate(known.model, known.data, framework=framework, batch_size=16)
