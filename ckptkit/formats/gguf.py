@@ -66,6 +66,11 @@ class GgufReader(SpanReader):
             raise file.fault(f"a GGUF file {what}", hint="convert it again with llama.cpp")
         tensors, pairs = self._number("<Q"), self._number("<Q")
         self.metadata = self._pairs(pairs)
+        parts = self.metadata.get("split.count", "1")
+        if parts not in ("0", "1"):
+            self.notes = [
+                f"one of {parts[:20]} parts that gguf-split made: the tensors of the others are not read"
+            ]
         infos = [self._info() for _ in range(self._few(tensors, 24))]
         text = self.metadata.get("general.alignment", "32")
         alignment = int(text) if text.isdecimal() and len(text) < 10 else 0

@@ -207,6 +207,13 @@ def test_an_unknown_type_is_left_out_by_name(tmp_path: Path) -> None:
         assert reader.left_out == {"odd": "elements of type 77, which is not known here"}
 
 
+def test_one_of_several_parts_says_so(tmp_path: Path) -> None:
+    for count, notes in ((1, 0), (3, 1)):
+        raw = gguf_file(TENSORS, {"split.count": struct.pack("<IH", 2, count)})
+        with open_reader(write(tmp_path / "m-00001-of-00003.gguf", raw)) as reader:
+            assert ["one of 3 parts" in note for note in reader.notes] == [True] * notes
+
+
 def test_tensors_over_each_other_are_no_way_to_fill_a_disk(tmp_path: Path) -> None:
     size = 1 << 20
     infos = b"".join(
