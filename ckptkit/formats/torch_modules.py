@@ -21,6 +21,8 @@ SCRIPTED = "__torch__."
 _GRAPH_MODULE = "torch.fx.graph_module.reduce_"
 _PACKED = "torch.ScriptObject"
 """What a quantized layer has its weights in, of which its state dict has the object."""
+_TYPED = "torch.jit._pickle."
+"""What a scripted module's lists and tables are made by, with the value among the arguments."""
 _TABLES = ("_parameters", "_buffers", "_modules")
 _MAX_DEPTH, _MAX_MODULES, _MAX_NAMES = 100, 100_000, 32 << 20
 _MAX_ATTRIBUTES = 2_000_000
@@ -136,7 +138,9 @@ class Modules:
         """Whether an attribute is a tensor that was not taken, or a list or table with tensors or modules."""
         if is_tensor(value) or is_array(value):
             return id(value) not in self._taken
-        if isinstance(value, Inert):
+        if isinstance(value, Inert) and value.name.startswith(_TYPED):
+            value = value.args
+        elif isinstance(value, Inert):
             return depth > 0 and _tables(value) is not None
         if depth > _MAX_LOOK or not isinstance(value, (dict, list, tuple)):
             return False

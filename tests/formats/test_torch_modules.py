@@ -216,6 +216,14 @@ def test_tensors_in_lists_and_tables_of_a_module_are_mentioned(tmp_path: Path) -
         assert list(reader.extras) == ["bank", "table", "blocks"]
 
 
+def test_lists_of_a_scripted_module_are_mentioned(tmp_path: Path) -> None:
+    listed = call("torch.jit._pickle", "restore_type_tag", b"](" + TENSOR + b"e" + text("List[Tensor]"))
+    plain = call("torch.jit._pickle", "restore_type_tag", b"](K\x01e" + text("List[int]"))
+    path = write_zip(tmp_path / "m.pth", whole(scripted(weight=TENSOR, bank=listed, sizes=plain)))
+    with open_reader(path) as reader:
+        assert (list(reader.specs), list(reader.extras)) == (["weight"], ["bank"])
+
+
 def test_names_buffers_and_none(tmp_path: Path) -> None:
     buffers = text("_buffers") + table(mean=TENSOR, passing=TENSOR, absent=b"N")
     passing = text("_non_persistent_buffers_set") + b"]" + text("passing") + b"a"
