@@ -127,8 +127,8 @@ def _scrubbed_parameter(found: re.Match[str]) -> str:
 
 
 _HUB = re.compile(
-    r"(?P<repository>hf://(?:(?:datasets|spaces)/)?[^/@]+/[^/@]+)(?:@[^/]+)?(?=/)"
-    r"|(?P<web>https://huggingface\.co/(?:[^/]+/){2,3}?(?:resolve|blob|raw))/[^/]+(?=/)"
+    r"(?P<repository>hf://(?:(?:datasets|spaces)/)?[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?=/)"
+    r"|(?P<web>https://huggingface\.co/(?:[^/]+/){2,3}?(?:resolve|blob|raw))/(?P<of_web>[^/]+)(?=/)"
 )
 
 
@@ -149,18 +149,27 @@ def at_revision(url: str, revision: str) -> str | None:
     return pinned + url[found.end() :]
 
 
-def hub_repository(url: str) -> str | None:
-    """The repository on the Hugging Face hub that a file's URL is in; None of any other URL.
+def hub_place(url: str) -> tuple[str, str] | None:
+    """Repository and revision on the Hugging Face hub that a file's URL names; None of any other URL.
 
-    >>> hub_repository("hf://org/name@v1/m.pth"), hub_repository("https://example.org/m.pth")
-    ('hf://org/name', None)
-    >>> hub_repository("https://huggingface.co/datasets/org/name/resolve/main/m.pth")
-    'hf://datasets/org/name'
+    >>> hub_place("hf://org/name/m.pth"), hub_place("https://example.org/m.pth")
+    (('hf://org/name', 'main'), None)
+    >>> hub_place("https://huggingface.co/datasets/org/name/resolve/v1/m.pth")
+    ('hf://datasets/org/name', 'v1')
     """
     found = _HUB.match(url)
     if found is None:
         return None
-    return found["repository"] or f"hf://{'/'.join(found['web'].split('/')[3:-1])}"
+    repository = found["repository"] or f"hf://{'/'.join(found['web'].split('/')[3:-1])}"
+    return repository, found["revision"] or found["of_web"] or "main"
+
+
+_COMMIT = re.compile("[0-9a-f]{40}")
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision is a whole commit, which never means another one."""
+    return _COMMIT.fullmatch(revision) is not None
 
 
 _FAR = re.compile("(?:https?|s3|gs|az|hf)://", re.IGNORECASE)

@@ -14,7 +14,7 @@ import typer
 from ckptkit.base.errors import IntegrityError, NetworkError, NotFoundError, UsageError, command
 from ckptkit.base.files import resolved
 from ckptkit.base.text import counted
-from ckptkit.base.urls import at_revision, hub_repository, scrubbed
+from ckptkit.base.urls import at_revision, hub_place, is_commit, scrubbed
 from ckptkit.cli.completion import (
     complete_families,
     complete_fetched,
@@ -404,14 +404,14 @@ def _at_revision(url: str, revision: str, state: State) -> str:
     """A URL on the Hugging Face hub at a commit; a branch or a tag is what the hub says it is now."""
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", revision) is None:
         raise UsageError(f"--revision {revision}: not a name of a commit, tag or branch")
-    repository = hub_repository(url)
-    if repository is None:
+    place = hub_place(url)
+    if place is None:
         raise UsageError(
             f"--revision: {scrubbed(url)} is not a file on the Hugging Face hub",
             hint="leave --revision out, or write the URL like hf://org/name/model.safetensors",
         )
-    commit = revision
-    if _COMMIT.fullmatch(revision) is None:
+    repository, commit = place[0], revision
+    if not is_commit(revision):
         workspace = state.workspace()
         if workspace.offline:
             raise NetworkError(
@@ -423,9 +423,6 @@ def _at_revision(url: str, revision: str, state: State) -> str:
     pinned = at_revision(url, commit)
     assert pinned is not None
     return pinned
-
-
-_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def _metric(text: str) -> tuple[str, float]:

@@ -26,6 +26,7 @@ from ckptkit.store.cache import IMPORTED
 from ckptkit.store.install import Fetched, Fits, Job, UnfitError, how_it_came
 from ckptkit.store.openers import Opener
 from ckptkit.store.partial import Partial
+from ckptkit.store.ranges import at_commit
 from ckptkit.store.sources import PlannedSource, plan_sources, source_of_file
 from ckptkit.store.transfer import (
     LATER,
@@ -146,12 +147,19 @@ def _from_sources(job: Job) -> Fetched:
             if tried.passes_over(source):
                 continue
             try:
-                return _take(job, source, opener)
+                return _take(job, _at_commit(source, opener), opener)
             except (SourceError, IntegrityError) as error:
                 reason = tried.failed(source, error)
                 if source is not sources[-1]:  # that of the last one is in the error
                     job.notes(reason)
     raise tried.wrong or _nothing(job, tried.failures, tried.lacking)
+
+
+def _at_commit(source: PlannedSource, opener: Opener) -> PlannedSource:
+    """A source on the Hugging Face hub at the commit of now, so that what is recorded can be had again."""
+    used_url = at_commit(source.used_url, opener)
+    url = used_url if source.url == source.used_url else source.url
+    return replace(source, url=url, used_url=used_url)
 
 
 def _take(job: Job, source: PlannedSource, opener: Opener) -> Fetched:

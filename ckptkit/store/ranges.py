@@ -27,7 +27,7 @@ from ckptkit.base.net import (
 )
 from ckptkit.base.progress import Say, say_nothing
 from ckptkit.base.text import counted, human_bytes
-from ckptkit.base.urls import without_secrets
+from ckptkit.base.urls import at_revision, hub_place, is_commit, without_secrets
 from ckptkit.formats.far_path import DOWNLOAD
 from ckptkit.formats.json_text import JsonError, parse_json
 from ckptkit.store.openers import Identity, Opener, Response
@@ -88,28 +88,41 @@ class RangedFiles:
 
     def repository(self, url: str) -> tuple[str, list[str]]:
         """A repository on the Hugging Face hub at its commit of now, and the names of its files."""
-        found = _HUB.fullmatch(url)
-        assert found is not None
-        revision = quote(found["revision"] or "main", safe="%")  # a slash in it comes as %2F
-        described = f"{_hub()}/api/{found['kind'] or 'models/'}{found['repository']}/revision/{revision}"
         with _translated(url):
-            text = _retried(self._policy, lambda: self._document(described))
-            try:
-                value = parse_json(text, Budget(len(text), JsonError))
-                names = [str(one["rfilename"]) for one in value["siblings"]]
-                commit = str(value["sha"])
-            except (JsonError, KeyError, TypeError) as error:
-                raise SourceError("the hub's answer does not list the files of a repository") from error
-            if not re.fullmatch("[0-9a-f]{6,64}", commit):
-                raise SourceError("the hub's answer does not name a commit")
-        return f"hf://{found['kind'] or ''}{found['repository']}@{commit}", names
+            return _retried(self._policy, lambda: described_repository(url, self._opener))
 
-    def _document(self, url: str) -> str:
-        with self._opener(url, 0, None) as response:
-            raw = _received(response, _MOST_LISTED)
-        if raw is None or response.coding:
-            raise SourceError(f"the hub's answer is compressed, or longer than {human_bytes(_MOST_LISTED)}")
-        return raw.decode("utf-8", "replace")
+
+def described_repository(url: str, opener: Opener) -> tuple[str, list[str]]:
+    """What the hub says of a repository: its address at the commit of now, and the names of its files."""
+    found = _HUB.fullmatch(url)
+    assert found is not None
+    revision = quote(found["revision"] or "main", safe="%")  # a slash in it comes as %2F
+    asked = f"{_hub()}/api/{found['kind'] or 'models/'}{found['repository']}/revision/{revision}"
+    with opener(asked, 0, None) as response:
+        raw = _received(response, _MOST_LISTED)
+    if raw is None or response.coding:
+        raise SourceError(f"the hub's answer is compressed, or longer than {human_bytes(_MOST_LISTED)}")
+    text = raw.decode("utf-8", "replace")
+    try:
+        value = parse_json(text, Budget(len(text), JsonError))
+        names = [str(one["rfilename"]) for one in value["siblings"]]
+        commit = str(value["sha"])
+    except (JsonError, KeyError, TypeError) as error:
+        raise SourceError("the hub's answer does not list the files of a repository") from error
+    if not re.fullmatch("[0-9a-f]{6,64}", commit):
+        raise SourceError("the hub's answer does not name a commit")
+    return f"hf://{found['kind'] or ''}{found['repository']}@{commit}", names
+
+
+def at_commit(url: str, opener: Opener) -> str:
+    """A file on the hub at the commit that its branch or tag is now; else the URL itself."""
+    place = hub_place(url)
+    if place is None or is_commit(place[1]):
+        return url
+    with contextlib.suppress(SourceError, PassingError, RangeError):
+        repository, _ = described_repository("@".join(place), opener)
+        return at_revision(url, repository.rpartition("@")[2]) or url
+    return url
 
 
 class RangedFile:

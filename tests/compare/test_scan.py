@@ -420,7 +420,7 @@ ENDLESS = {
 def test_long_pickles_end_in_time(case: str, tmp_path: Path) -> None:
     begin = time.process_time()
     report = scanned(tmp_path / "m.pkl", ENDLESS[case])
-    assert time.process_time() - begin < 2 * len(ENDLESS[case]) / 1e6  # seconds for each MB
+    assert time.process_time() - begin < len(ENDLESS[case]) / 1e6  # a second for each MB
     assert len(report.findings) < 10_000
 
 

@@ -18,6 +18,7 @@ from ckptkit.base.net import (
     SourceGoneError,
 )
 from ckptkit.store import remote
+from ckptkit.store.lockfile import LockFile
 from ckptkit.store.openers import Identity
 from ckptkit.store.remote import Store as Reached
 from ckptkit.store.remote import exists, is_remote, open_remote, upload
@@ -25,6 +26,7 @@ from ckptkit.store.sources import parse_mirrors
 from tests.store.conftest import AssertOnly, Store
 from tests.support.commands import pip_install
 from tests.support.entries import entry_of, random_bytes, tar_gz
+from tests.support.http_server import FaultServer
 from tests.support.s3_server import BUCKET, s3_server
 
 fsspec = pytest.importorskip("fsspec")
@@ -142,6 +144,34 @@ def test_an_object_that_changes_while_it_is_read(
     store.fetch(entry_of(URL))
     assert_only(store, OTHER)
     assert any("changed while it was read" in note for note in store.notes)
+
+
+def test_a_branch_of_the_hub_is_recorded_as_the_commit_that_it_was(
+    objects: Faulty, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = "a" * 40, "b" * 40
+    monkeypatch.setitem(remote.STORES, "hf", Reached("faulty", "huggingface_hub"))
+    objects.pipe(f"/org/name@{first}/model.pth", BODY)
+    objects.pipe(f"/org/name@{second}/model.pth", OTHER)
+    objects.pipe("/org/name/model.pth", OTHER)  # the branch, which is not read
+    entry = entry_of("hf://org/name/model.pth")
+    with FaultServer() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.base)
+        said = '{"sha": "%s", "siblings": []}'
+        server.serve("/api/models/org/name/revision/main", (said % first).encode())
+        record = store.fetch(entry).record
+        assert record.url == record.used_url == f"hf://org/name@{first}/model.pth"
+        (seen,) = LockFile.default(store.home.path).files(entry.id).values()
+        assert (seen.url, seen.how, seen.sha256) == (record.url, "download", hashlib.sha256(BODY).hexdigest())
+        server.serve("/api/models/org/name/revision/main", (said % second).encode())
+        with pytest.raises(IntegrityError, match=first):  # where the known bytes came from
+            store.fetch(entry, force=True)
+        assert len(server.requests) == 2
+        pinned = entry_of(f"hf://org/name@{first}/model.pth", id="pinned")
+        assert store.fetch(pinned).record.url == f"hf://org/name@{first}/model.pth"
+        assert len(server.requests) == 2, "a commit need not be asked for"
+    unknown = entry_of("hf://org/name/model.pth", id="unknown")  # the hub does not answer now
+    assert store.fetch(unknown).record.url == "hf://org/name/model.pth"
 
 
 class NoCredentialsError(Exception):
