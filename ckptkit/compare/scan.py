@@ -68,7 +68,7 @@ _LEGACY_PICKLES = 4
 _LIMITS = {**LIMITS, "steps": Limit("steps of work", 1_200_000, 10, 1 << 30)}
 """A pickle of any honest size is followed to its end: an opcode takes at most 8 steps a byte, and some."""
 _MAX_LOCAL, _MAX_LINK, _MAX_TEXT, _HEAD = 10_000, 4096, 16 << 20, 4096
-_LZMA_MEMORY = 64 << 20
+_LZMA_MEMORY, _MAX_BEHIND = 64 << 20, 256 << 20
 _SHOWN = 200
 _RECORDS = frozenset({"storages", "tensors"})
 """Members of torch's first format, a tar, that are pickles with other bytes between them."""
@@ -505,7 +505,7 @@ class _Scan:
 
     def _behind(self, file: MappedFile, place: str, start: int) -> None:
         """Look for dangerous names behind a part that cannot be followed, such as an array of joblib."""
-        for at in range(start, file.size, _MAX_TEXT):
+        for at in range(start, min(file.size, start + _MAX_BEHIND), _MAX_TEXT):
             window = file.data[at : min(at + _MAX_TEXT + _HEAD, file.size)]
             self._budget.spend(steps=len(window) // 16)
             for found in _IMPORT.finditer(window):
