@@ -36,7 +36,11 @@ XT = [id for id in IDS if id.startswith("moganet-xt-2")]
 @functools.cache
 def quick_program() -> Path:
     """The command with its modules imported: the files here ask it a hundred times."""
-    return write_command("ckptkit.cli.completion", "yaml") if hasattr(os, "fork") else PROGRAM
+    return (
+        write_command("ckptkit.cli.completion", "tests.support.preloaded:make_ready")
+        if hasattr(os, "fork")
+        else PROGRAM
+    )
 
 
 def ask(shell: str, line: str, **environment: str) -> subprocess.CompletedProcess[str]:

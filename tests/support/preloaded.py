@@ -225,7 +225,7 @@ def _locked(folder: Path) -> Iterator[None]:
 of = cache(Preloaded)
 FRAMEWORKS = ("torch", "tensorflow", "keras", "tests.support.preloaded:start_forks_here_too")
 COMMANDS = (
-    *("numpy", "ckptkit.cli.app:load_commands", "ckptkit.convert.execution", "ckptkit.models.synth"),
+    *("numpy", "tests.support.preloaded:make_ready", "ckptkit.convert.execution", "ckptkit.models.synth"),
     *("ckptkit.store.install", "ckptkit.store.transfer", "ckptkit.store.sources"),
 )
 """What most commands import that run no model."""
@@ -242,6 +242,15 @@ def preloaded(*modules: str) -> SimpleNamespace:
 def _in_place(popen: Callable[..., Program]) -> SimpleNamespace:
     kept = {name: getattr(subprocess, name) for name in ("PIPE", "STDOUT", "DEVNULL", "TimeoutExpired")}
     return SimpleNamespace(Popen=popen, **kept)
+
+
+def make_ready() -> None:
+    """In the process that forks: the commands and the built-in registry, which nearly all programs need."""
+    from ckptkit.cli.app import load_commands
+    from ckptkit.registry.loading import built_in_path, load_texts, read_text
+
+    load_commands()
+    load_texts([(built_in_path(), read_text(built_in_path()))])
 
 
 def start_forks_here_too() -> None:
