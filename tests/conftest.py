@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib.util
 import itertools
@@ -10,10 +11,11 @@ import os
 import random
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Generator
+from collections.abc import Callable, Collection, Generator
 from pathlib import Path
 from time import monotonic  # by name: tests replace that of the module
 from typing import Any
@@ -206,6 +208,21 @@ def _isolated_home(
         for left in lock.parent.iterdir():
             if left == home or lock.name in left.name:  # its guard and its drafts, too
                 shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _disks_not_waited_for() -> Generator[None, None, None]:
+    """Let files and folders go to the disk when they will: a test ends before its machine loses power."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in {"fsync", "fdatasync"} & set(dir(os)):
+            patch.setattr(os, name, functools.partial(_unless_kept, getattr(os, name)))
+        yield
+
+
+def _unless_kept(sync: Callable[[int], None], file: Any) -> None:
+    mode = os.fstat(file if isinstance(file, int) else file.fileno()).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        sync(file)
 
 
 @pytest.fixture(autouse=True)

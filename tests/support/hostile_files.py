@@ -12,6 +12,7 @@ import subprocess
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -213,6 +214,7 @@ _MANY = b"}(" + b"".join(b"J" + struct.pack("<i", k) + b"N" for k in range(100_0
 """Memo 6 becomes a table of 100,000 numbers."""
 
 
+@cache
 def bombs() -> dict[str, Hostile]:
     """Small files that ask for much memory or time."""
     flagged = (
@@ -286,6 +288,7 @@ def bombs() -> dict[str, Hostile]:
 # -- what no checkpoint has ----------------------------------------------------------------------------------
 
 
+@cache
 def malformed() -> dict[str, Hostile]:
     """Pickles that break the rules of pickle, or persistent ids that name no storage."""
     deep_key = b"}" + _tuple(_list(b"N")) + b"Ns"
