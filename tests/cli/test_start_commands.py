@@ -139,7 +139,7 @@ def test_colours_on_a_terminal(tmp_path: Path):
 
 # -- demo
 
-COMMAND = [sys.executable, "-m", "ckptkit.cli.app", "demo"]
+COMMAND = [sys.executable, "-m", "ckptkit", "demo"]
 
 WITHOUT_FRAMEWORKS = """
 import importlib.abc, sys
@@ -155,8 +155,9 @@ main(sys.argv[1:])
 """
 
 
-def run_apart(command, **options):
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
+def run_apart(command, env=None):
+    """Run Python in a process that has imported what commands need; no framework."""
+    return preloaded.run(command, Path.cwd(), env, modules=preloaded.COMMANDS)
 
 
 def test_the_whole_job(tmp_path):
@@ -175,18 +176,15 @@ def test_the_whole_job(tmp_path):
     assert sorted(p.name for p in converted.iterdir()) == ["torch-float32.pth", "torch-float32.safetensors"]
 
 
-def test_with_the_base_install_it_stops_before_the_forward_passes():
-    done = run_apart([sys.executable, "-c", WITHOUT_FRAMEWORKS, "demo"])
+def test_with_the_base_install_it_stops_before_the_forward_passes_and_leaves_the_users_own_cache(tmp_path):
+    home = tmp_path / "home"
+    environment = {"CKPTKIT_HOME": str(home), "PATH": ""}
+    done = run_apart([sys.executable, "-c", WITHOUT_FRAMEWORKS, "demo"], env=environment)
     assert done.returncode == 6, done.stderr
     assert "written, read back and compared" in done.stdout
     assert "the forward passes need both" in done.stdout
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert line.endswith(pip_install("torch", "tensorflow"))
-
-
-def test_the_users_own_cache_is_left_alone(tmp_path):
-    home = tmp_path / "home"
-    run_apart([sys.executable, "-c", WITHOUT_FRAMEWORKS, "demo"], env={"CKPTKIT_HOME": str(home), "PATH": ""})
     assert not (home / "artefacts").exists()
 
 

@@ -229,6 +229,9 @@ ORDERS = [
     for old, new in itertools.product(BEFORE[name], WAYS[name])
 ]
 
+MORE_OF_IT = [("one file", "four shards"), ("four shards", "one file"), ("four shards", "four shards")]
+"""Orders that change names as those of two shards do, and more of them."""
+
 
 def value_at(path: Path) -> int | None:
     """The value of all tensors at a path; None where nothing opens. A mixture fails."""
@@ -301,7 +304,13 @@ def killed_at(step: int, folder: Path, work: Callable[[], object]) -> bool:
     return code != 0
 
 
-@pytest.mark.parametrize(("name", "old", "new"), ORDERS)
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        pytest.param(*one.values, id=one.id, marks=pytest.mark.slow if one.values[1:] in MORE_OF_IT else ())
+        for one in ORDERS
+    ],
+)
 def test_killed_before_every_change_of_a_name(tmp_path: Path, name: str, old: str, new: str) -> None:
     before = tmp_path / "before"
     before.mkdir()
