@@ -14,7 +14,7 @@ import codecs
 import struct
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,11 +83,17 @@ class Inert:
     args: tuple[object, ...]  # what it was to be called with
     state: object = None  # what ``BUILD`` would have set on the result
     # what would have been appended to it, or (key, value) pairs set in it
-    content: list[object] = field(default_factory=list)
+    content: Sequence[object] = ()
 
     def __repr__(self) -> str:
         """The name alone: what it was called with may be deep, endless, or many times the same thing."""
         return f"Inert({self.name!r}, …)"
+
+    def add(self, values: Iterable[object]) -> None:
+        """Keep what would have been put into the result, which most have none of."""
+        if not isinstance(self.content, list):
+            self.content = []
+        self.content.extend(values)
 
 
 Handler = Callable[[tuple[object, ...]], object]
@@ -112,6 +118,8 @@ def dictionary_key(key: object) -> object:
     >>> dictionary_key("w"), dictionary_key((1, "a")), dictionary_key(2**61 - 1)
     ('w', "(1, 'a')", '2305843009213693951')
     """
+    if type(key) is str:
+        return key
     if isinstance(key, int) and abs(key) >= _SMALL_INT:
         return hex(key) if abs(key) >= 1 << 64 else str(key)
     if isinstance(key, tuple):
@@ -127,6 +135,51 @@ def dictionary_key(key: object) -> object:
 
 def _is_short(part: object) -> bool:
     return not isinstance(part, (str, bytes)) or len(part) <= _MAX_KEY_PART
+
+
+class _Memo:
+    """Values by number: in a list, as pickles count them, and in a table where one does not count so.
+
+    Examples
+    --------
+    >>> memo = _Memo()
+    >>> memo.add("a"), memo.set(2, "c"), memo.set(1, "b"), memo.set(0, "A"), memo.add("d")
+    (None, None, None, None, None)
+    >>> [memo.get(number) for number in range(4)]
+    ['A', 'b', 'c', 'd']
+    """
+
+    __slots__ = ("_counted", "_others")
+
+    def __init__(self) -> None:
+        self._counted: list[Any] = []
+        self._others: dict[int, Any] = {}
+
+    @property
+    def counted(self) -> list[Any] | None:
+        """The list, while all are in it."""
+        return None if self._others else self._counted
+
+    def add(self, value: Any) -> None:
+        """Keep a value under the next number, which is how many there are."""
+        if self._others:
+            self.set(len(self._counted) + len(self._others), value)
+        else:
+            self._counted.append(value)
+
+    def set(self, key: int, value: Any) -> None:
+        """Keep a value under a number that is not negative."""
+        if key < len(self._counted):
+            self._counted[key] = value
+        elif key > len(self._counted):
+            self._others[key] = value
+        else:
+            self._others.pop(key, None)
+            self._counted.append(value)
+
+    def get(self, key: int) -> Any:
+        """The value of a number; KeyError where there is none."""
+        return self._counted[key] if 0 <= key < len(self._counted) else self._others[key]
 
 
 # -- the machine --------------------------------------------------------------------------------------------
@@ -164,7 +217,7 @@ class PickleMachine:
         self._handlers = handlers or {}
         self._persistent_load = persistent_load
         self._stack: list[Any] = []
-        self._memo: dict[int, Any] = {}
+        self._memo = _Memo()
         self._globals: dict[str, GlobalName] = {}
         self._budget = budget or Budget(end - start, ValueError)
         self._looked_at: set[str] = set()
@@ -174,6 +227,7 @@ class PickleMachine:
         """Interpret up to the STOP opcode and return the value built."""
         data, budget, stack = self._data, self._budget, self._stack
         while True:
+            self._run_plain()
             start = self.position
             try:
                 code = data[start] if start < self.end else self.take(1)[0]
@@ -193,6 +247,45 @@ class PickleMachine:
             except (ValueError, IndexError, KeyError, struct.error) as error:
                 reason = str(error) if type(error) is ValueError else f"malformed ({error})"
                 raise FormatError(self._path, f"bad pickle: {reason}", offset=start) from error
+
+    def _run_plain(self) -> None:
+        """Go over opcodes that move values and cannot fail, which are three of four in a long pickle.
+
+        What it does and costs is in `_OPERATIONS` too; it leaves all that is out of the ordinary to `run`.
+        """
+        data, stack, memo = self._data, self._stack, self._memo.counted
+        at, last, steps = self.position, self.end - 1, self._budget.steps
+        while at < last and steps >= _DEAREST and memo is not None:
+            code = data[at]
+            if code == _BINGET and data[at + 1] < len(memo):
+                stack.append(memo[data[at + 1]])
+                at, steps = at + 2, steps - 1
+            elif code == _BININT1:
+                stack.append(data[at + 1])
+                at, steps = at + 2, steps - 1
+            elif code in _CONSTANTS:
+                make, cost = _CONSTANTS[code]
+                stack.append(make())
+                at, steps = at + 1, steps - cost
+            elif code in _WIDE and at + 4 < last:
+                width, signed, cost = _WIDE[code]
+                stack.append(int.from_bytes(data[at + 1 : at + 1 + width], "little", signed=signed))
+                at, steps = at + 1 + width, steps - cost
+            elif not stack or stack[-1] is _MARK:
+                break
+            elif code == _MEMOIZE:
+                memo.append(stack[-1])
+                at, steps = at + 1, steps - 4
+            elif code == _TUPLE1:
+                stack[-1] = (stack[-1],)
+                at, steps = at + 1, steps - 3
+            elif code == _TUPLE2 and len(stack) > 1 and stack[-2] is not _MARK:
+                value = stack.pop()
+                stack[-1] = (stack[-1], value)
+                at, steps = at + 1, steps - 3
+            else:
+                break
+        self.position, self._budget.steps = at, steps
 
     # -- bytes ---------------------------------------------------------------------------------------------
 
@@ -216,6 +309,15 @@ class PickleMachine:
         found = Blob(self.position, count, text)
         self.position += count
         self.end = min(self._last, self.end + count)
+        return found
+
+    def byte(self) -> int:
+        """Next byte."""
+        at = self.position
+        if at >= self.end:
+            self.take(1)
+        self.position = at + 1
+        found: int = self._data[at]
         return found
 
     def uint(self, width: int) -> int:
@@ -298,8 +400,9 @@ class PickleMachine:
         taken = tuple(self._stack[-count:])
         if len(taken) < count:
             raise IndexError("pop from empty list")
-        if _MARK in taken:
-            raise ValueError("expected a value, found a mark")
+        for value in taken:
+            if value is _MARK:
+                raise ValueError("expected a value, found a mark")
         del self._stack[-count:]
         return taken
 
@@ -319,7 +422,7 @@ class PickleMachine:
         """Remember the value on top of the stack."""
         if not 0 <= key < _MAX_MEMO:
             raise ValueError("memo index out of range")
-        self._memo[key] = self.top()
+        self._memo.set(key, self.top())
 
     # -- containers ----------------------------------------------------------------------------------------
 
@@ -327,13 +430,13 @@ class PickleMachine:
         """Put keys and values, alternating in ``flat``, into a dictionary."""
         if len(flat) % 2:
             raise ValueError("expected a value for each key")
-        self._budget.spend(steps=_ITEM_COST * len(flat) // 2)
+        self._pay(_ITEM_COST * len(flat) // 2)
         pairs = zip(flat[::2], flat[1::2], strict=True)
         if isinstance(target, dict):
             for key, value in pairs:
                 target[dictionary_key(key)] = value
         elif isinstance(target, Inert):
-            target.content.extend(pairs)
+            target.add(pairs)
         else:
             raise ValueError(f"expected a dictionary, found {type(target).__name__}")
         return target
@@ -343,7 +446,7 @@ class PickleMachine:
         target = self.top()
         if not isinstance(target, (list, Inert)):
             raise ValueError(f"expected a list, found {type(target).__name__}")
-        (target if isinstance(target, list) else target.content).extend(values)
+        (target.extend if isinstance(target, list) else target.add)(values)
 
     # -- names and calls -----------------------------------------------------------------------------------
 
@@ -366,19 +469,23 @@ class PickleMachine:
 
     def note(self, name: str, args: tuple[object, ...] = ()) -> None:
         """Keep what a call that is not made here would run: the function, or one that it is given."""
-        for called in (name, *(argument.name for argument in args if isinstance(argument, GlobalName))):
-            if called in self._looked_at:
-                continue
-            self._looked_at.add(called)
-            running = would_run(called.removesuffix(_OF_A_CALL))
-            if running is not None and len(self._would_run) < _MAX_CALLS:
-                self._would_run[running] = None
+        if name not in self._looked_at:
+            self._look_at(name)
+        for argument in args:
+            if isinstance(argument, GlobalName) and argument.name not in self._looked_at:
+                self._look_at(argument.name)
+
+    def _look_at(self, called: str) -> None:
+        self._looked_at.add(called)
+        running = would_run(called.removesuffix(_OF_A_CALL))
+        if running is not None and len(self._would_run) < _MAX_CALLS:
+            self._would_run[running] = None
 
     def call(self, function: object, args: object) -> object:
         """Record a call, or let the handler of that name answer it."""
         if not isinstance(args, tuple):
             raise ValueError(f"expected a tuple of arguments, found {type(args).__name__}")
-        self._budget.spend(steps=_CALL_COST)
+        self._pay(_CALL_COST)
         if isinstance(function, Inert):  # a call of the result of a call, as getattr tricks make
             self.note(function.name, args)
             return Inert(function.name.removesuffix(_OF_A_CALL) + _OF_A_CALL, args)
@@ -388,8 +495,13 @@ class PickleMachine:
         if handler is None:
             self.note(function.name, args)
             return Inert(function.name, args)
-        self._budget.spend(steps=sum(map(self._cost, args)))
+        self._pay(sum(map(self._cost, args)))
         return handler(args)
+
+    def _pay(self, steps: int) -> None:
+        self._budget.steps -= steps
+        if self._budget.steps < 0:
+            self._budget.spend()
 
     def _cost(self, argument: object) -> int:
         """What a handler may have to look through; the file's length pays for each text in it once."""
@@ -476,16 +588,16 @@ _CONTAINERS: dict[bytes, _Operation] = {
     b"\x91": lambda m: m.to_mark(),
 }
 _OTHER_VALUES: dict[bytes, _Operation] = {
-    b"K": lambda m: m.uint(1),
+    b"K": PickleMachine.byte,
     b"N": lambda _: None,
     b"\x88": lambda _: True,
     b"\x89": lambda _: False,
     b")": lambda _: (),
     b"(": lambda _: _MARK,
     b"2": PickleMachine.top,
-    b"g": lambda m: m._memo[int(m.line())],
-    b"h": lambda m: m._memo[m.uint(1)],
-    b"j": lambda m: m._memo[m.uint(4)],
+    b"g": lambda m: m._memo.get(int(m.line())),
+    b"h": lambda m: m._memo.get(m.byte()),
+    b"j": lambda m: m._memo.get(m.uint(4)),
     b"c": PickleMachine.name_lines,
     b"\x93": lambda m: m.name(*m.last(2)),
     b"R": lambda m: m.call(*m.last(2)),
@@ -498,9 +610,9 @@ _OTHER_VALUES: dict[bytes, _Operation] = {
 }
 _PUTS: dict[bytes, _Operation] = {
     b"p": lambda m: m.put(int(m.line())),
-    b"q": lambda m: m.put(m.uint(1)),
+    b"q": lambda m: m.put(m.byte()),
     b"r": lambda m: m.put(m.uint(4)),
-    b"\x94": lambda m: m.put(len(m._memo)),
+    b"\x94": lambda m: m._memo.add(m.top()),
 }
 _CHANGES: dict[bytes, _Operation] = {
     b"a": lambda m: m.extend(m.last(1)),
@@ -514,6 +626,14 @@ _CHANGES: dict[bytes, _Operation] = {
     b"\x80": PickleMachine.protocol,
     b"\x95": PickleMachine.frame,
 }
+_BINGET, _BININT1, _MEMOIZE, _TUPLE1, _TUPLE2 = b"hK\x94\x85\x86"
+_CONSTANTS: dict[int, tuple[Callable[[], Any], int]] = {
+    ord("("): (lambda: _MARK, 1),
+    ord(")"): (tuple, 1),
+    ord("}"): (dict, 3),
+}
+_WIDE = {ord("M"): (2, False, 2), ord("J"): (4, True, 2)}
+_DEAREST = 4
 _OPERATIONS = {
     code[0]: (operation, steps, pushes)
     for table, steps, pushes in (

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.base.budget import LIMITS, Limit
+from ckptkit.base.budget import LIMITS, Budget, Limit
 from ckptkit.base.errors import FormatError
 from ckptkit.formats import pickle_machine
 from ckptkit.formats.pickle_machine import GlobalName, Inert, PickleMachine, dictionary_key
@@ -54,6 +54,40 @@ def test_containers(protocol: int) -> None:
     value = collections.OrderedDict(a=1, b=collections.defaultdict(list, c=[2]))
     assert load(pickle.dumps(value, protocol)) == {"a": 1, "b": {"c": [2]}}
     assert sorted(load(pickle.dumps({3, 1, 2}, protocol))) == [1, 2, 3]  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\x80\x04K\x01q\x03K\x02\x94K\x03q\x00h\x03h\x00\x87.",
+        b"\x80\x04K\x01q\x01K\x02q\x00K\x03\x94h\x01h\x00h\x02\x87.",
+        b"\x80\x04K\x01\x94K\x02q\x00K\x03\x94h\x01h\x00\x86.",
+        b"\x80\x04M\x00\x01J\xff\xff\xff\xff\x94h\x00\x87\x85.",
+    ],
+)
+def test_memos_out_of_order(raw: bytes) -> None:
+    assert load(raw) == pickle.loads(raw)
+
+
+def test_plain_opcodes_gone_over_at_once_are_those_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same value or fault, and the same cost, of a pickle that is sound, cut off or damaged."""
+    rows = {f"w{n}": argparse.Namespace(at=(n, 300 * n), of=[(0,), (n, -n), ()]) for n in range(40)}
+    sound = pickle.dumps(rows, 4)
+    cut = [sound[:length] for length in range(0, len(sound), 7)]
+
+    def outcome(raw: bytes) -> tuple[str, int]:
+        budget = Budget(len(raw), ValueError)
+        machine = PickleMachine(FILE, raw, 0, len(raw), budget=budget)
+        try:
+            value = machine.run()
+        except FormatError as error:
+            return str(error), 0
+        return repr([value, [inert.state for inert in getattr(value, "values", list)()]]), budget.steps
+
+    every = [sound, *cut, *mutations(sound, 300, seed=3)]
+    at_once = [outcome(raw) for raw in every]
+    monkeypatch.setattr(PickleMachine, "_run_plain", lambda _: None)
+    assert [outcome(raw) for raw in every] == at_once
 
 
 def test_python_2_strings_are_text_or_bytes() -> None:
