@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,15 @@ sys.meta_path.insert(0, Hidden())
 def run(capsys: pytest.CaptureFixture[str]) -> Runner:
     pytest.importorskip("torch")
     return runner(capsys)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _each_model_is_counted_once() -> Iterator[None]:
+    from ckptkit.analysis import profile
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(profile, "profile", functools.cache(profile.profile))
+        yield
 
 
 @pytest.fixture
