@@ -83,6 +83,7 @@ class Located:
     sha256: str | None = None  # checksum of the published file as it was fetched
     trusted: ExpectedChecksum | None = None
     server_hashes: tuple[str, ...] = ()  # kinds of checksum that the server gave, and that held
+    companions: tuple[Located, ...] = ()  # the other files of an entry that is published as several
     state_dict: str | None = None  # which of several is meant: the keys to it, joined by dots
     strip_prefix: tuple[str, ...] = ()  # what to take off the front of its tensors' names, in this order
     where_it_fits: bool = False  # these two were given for another file, and apply only where they fit
@@ -329,4 +330,9 @@ class Workspace:
         from ckptkit.store.lockfile import LockFile
 
         trusted = (self.trust or LockFile.default(self.home.path)).expected(entry.id, record.file)
-        return Located(path, entry, artefact, record.sha256, trusted, tuple(sorted(record.server_hashes)))
+        here, beside = self.home.beside(record), []
+        for companion, alone in zip(entry.companions, entry.files[1:], strict=True):
+            file, known = artefact.with_name(companion.name), here.get(companion.name)
+            beside.append(self._located(file, alone, file, known) if known else Located(file, alone, file))
+        hashes = tuple(sorted(record.server_hashes))
+        return Located(path, entry, artefact, record.sha256, trusted, hashes, tuple(beside))

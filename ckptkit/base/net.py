@@ -56,6 +56,9 @@ PIECE = 1 << 19
 class SourceError(Exception):
     """A source will not give the file; another may."""
 
+    url = ""
+    """Of which of several files it is said, where it is not the main one."""
+
 
 class BusyError(SourceError):
     """A source did not give the file this time; it may do so later."""

@@ -315,7 +315,8 @@ def _expected_by(state: State, listed: ChecksumFile | None) -> Callable[[str, st
     registry, trust = state.registry(), LockFile.default()
 
     def expected(id: str, file: str) -> list[ExpectedChecksum]:
-        stated = list(registry[id].expected) if id in registry else []
+        entry = registry.get(id)
+        stated = list((entry.of_companion(file) or entry).expected) if entry else []
         trusted = None if any(one.algorithm == "sha256" for one in stated) else trust.expected(id, file)
         of_list = listed.expected(id, file) if listed else []
         return [*stated, *([trusted] if trusted else []), *of_list]
@@ -379,7 +380,8 @@ def _states(holding: Holding) -> str:
             if item.path.suffix != ".json":
                 states.append(f"{item.state}: {human_bytes(item.size)}")
         elif item.state != "intact":
-            what = item.path.name if item.kind == "converted" else names[item.kind]
+            is_one_of_several = item.kind == "converted" or len(holding.of(item.kind)) > 1
+            what = item.path.name if is_one_of_several else names[item.kind]
             states.append(f"{what} {item.state}")
     return ", ".join(states) or "intact"
 

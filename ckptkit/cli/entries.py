@@ -139,7 +139,7 @@ _ABOUT_THE_FILE = (
     Field("license"),
     Field("paper"),
     Field("file", "file_name"),
-    Field("size", numeric=True),
+    Field("size", numeric=True, of=lambda item: item.row.total_size),
     Field("sha256"),
     Field("md5"),
     Field("url", "sources", "URL", of=_download),

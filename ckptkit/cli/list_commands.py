@@ -193,6 +193,7 @@ def entry_json(row: Entry, record: Record | None, *, cached: bool) -> dict[str, 
         "flops": row.flops,
         "file_name": row.file_name,
         "is_archive": row.is_archive,
+        "total_size": row.total_size,
     }
     return {**row.model_dump(mode="json"), **derived, "cached": cached, "observed": observed}
 
@@ -223,6 +224,6 @@ def _next(row: Entry, *, cached: bool) -> list[str]:
         commands += ["convert {} --to safetensors", "parity {}"]
     else:
         commands += ["convert {} --to safetensors --layout as-is"]
-    if cached and not row.sha256:
+    if cached and not row.is_pinned:
         commands.append("registry pin {}")
     return [f"ckptkit {command.format(row.id)}" for command in commands]

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ckptkit.formats.base import Reader
     from ckptkit.registry.edit import Addition, Edit, Pin
     from ckptkit.registry.schema import Entry
-    from ckptkit.store.cache import Record
+    from ckptkit.store.cache import Home, Record
     from ckptkit.store.lockfile import LockEntry, LockFile
     from ckptkit.workspace import Located
 
@@ -165,9 +165,17 @@ def pin_command(
     pins = _observed_checksums(state, ids or [], all_entries=all_entries, force=force)
     target, below = _target(state, file)
     edit = preview_pins(target, pins, below=below, families=registry_families())
-    lines = [f"{pin.id}  sha256 {pin.sha256}  {pin.size} bytes  {pin.observed_at}" for pin in pins]
+    lines = [
+        f"{pin.id}  sha256 {one['sha256']}  {one['size']} bytes  {pin.observed_at}"
+        for pin in pins
+        for one in (vars(pin), *pin.companions)
+    ]
     shown = [
-        {"id": pin.id, "sha256": pin.sha256, "size": pin.size, "observed_at": pin.observed_at} for pin in pins
+        {
+            **{name: getattr(pin, name) for name in ("id", "sha256", "size", "observed_at")},
+            "companions": pin.companions,
+        }
+        for pin in pins
     ]
     _finish(state, target, edit, {"pins": shown}, lines, dry_run=dry_run)
 
@@ -197,8 +205,8 @@ def _observed_checksums(state: State, ids: Sequence[str], *, all_entries: bool, 
         if all_entries and record and _lacks_bn_statistics(entry, record) and not force:
             state.output.warn(f"{entry.id}: skipped, only the upload without BatchNorm statistics is here")
             continue
-        pin = _pin_of(entry, record, trust, force=force)
-        if entry.is_published_checksum and pin.sha256 == entry.sha256:
+        pin = _pin_of(entry, record, home, trust, force=force)
+        if _is_stated(entry, pin):
             state.output.note(f"{entry.id}: its sha256 is stated by the publisher; left as it is")
             stated += 1
             continue
@@ -219,6 +227,7 @@ def _remembered(entry: Entry, known: dict[str, LockEntry]) -> Record | None:
     from ckptkit.store.sources import plan_sources
 
     planned = plan_sources(entry)
+    known = {name: seen for name, seen in known.items() if entry.of_companion(name) is None}
     file = next((name for name in [*(source.file for source in planned), *known] if name in known), None)
     if file is None:
         return None
@@ -237,7 +246,7 @@ def _remembered(entry: Entry, known: dict[str, LockEntry]) -> Record | None:
     )
 
 
-def _pin_of(entry: Entry, record: Record | None, trust: LockFile, *, force: bool) -> Pin:
+def _pin_of(entry: Entry, record: Record | None, home: Home, trust: LockFile, *, force: bool) -> Pin:
     """Make a pin of a record; refuse what contradicts an earlier one, or would refuse the better upload."""
     from ckptkit.registry.edit import Pin
 
@@ -266,7 +275,29 @@ def _pin_of(entry: Entry, record: Record | None, trust: LockFile, *, force: bool
             + command("fetch", entry.id, "--force").replace("Run", "To have the better one first", 1),
         )
     came_from = record.used_url or record.url
-    return Pin(entry.id, record.sha256, record.size, record.fetched_at, came_from, _provenance_note(record))
+    note = _provenance_note(record)
+    beside = _pinned_companions(entry, record, home, trust, force=force)
+    return Pin(entry.id, record.sha256, record.size, record.fetched_at, came_from, note, beside)
+
+
+def _is_stated(entry: Entry, pin: Pin) -> bool:
+    """Whether the publisher's checksums are those that would be pinned."""
+    stated = [entry.sha256, *(one.sha256 for one in entry.companions)]
+    return entry.is_published_checksum and stated == [pin.sha256, *(one["sha256"] for one in pin.companions)]
+
+
+def _pinned_companions(
+    entry: Entry, record: Record, home: Home, trust: LockFile, *, force: bool
+) -> tuple[Mapping[str, Any], ...]:
+    """The companions of an entry with the checksums that were observed of them."""
+    found = []
+    for companion, alone in zip(entry.companions, entry.files[1:], strict=True):
+        known = {name: seen for name, seen in trust.files(entry.id).items() if name == companion.name}
+        seen = home.beside(record).get(companion.name) or _remembered(alone, known)
+        pin = _pin_of(alone, seen, home, trust, force=force)
+        stated = companion.model_dump(exclude_none=True)
+        found.append({**stated, "sha256": pin.sha256, "size": pin.size})
+    return tuple(found)
 
 
 def _lacks_bn_statistics(entry: Entry, record: Record) -> bool:
@@ -375,6 +406,14 @@ class EntryFields:
     checksum_page: Annotated[
         str | None, typer.Option(metavar="URL", help="The publisher's page with the checksum.")
     ] = None
+    companions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--companion",
+            metavar="PATH",
+            help="A further file, as seen from URL: a shard, the data of an index; repeat for several.",
+        ),
+    ] = None
     license: Annotated[str | None, typer.Option(metavar="SPDX", help="Licence, such as Apache-2.0.")] = None
     normalization: Annotated[
         str | None,
@@ -393,6 +432,8 @@ class EntryFields:
         given = {name: value for name, value in vars(self).items() if value is not None}
         if self.metrics is not None:
             given["metrics"] = dict(map(_metric, self.metrics))
+        if self.companions is not None:
+            given["companions"] = [{"path": path} for path in dict.fromkeys(self.companions)]
         if self.train_resolution is not None:
             given.setdefault("test_resolution", self.train_resolution)
         if self.variant is not None and self.family is None:
@@ -519,6 +560,8 @@ def add_command(
     _check_model(addition.entry, options)
     if pin and checkpoint is not None:
         given |= _observed_fields(checkpoint, urls[0], state, fields.sha256)
+        if addition.entry.companions:
+            given["companions"] = _observed_companions(checkpoint, addition.entry, state)
         addition = preview()
     entry = addition.entry
     for note in _remarks(addition, given, checkpoint if two_copies else None):
@@ -674,3 +717,17 @@ def _observed_fields(path: Path, url: str, state: State, stated: str | None) -> 
             "note": f"observed on a local file, {path.name}, which was not fetched from there",
         },
     }
+
+
+def _observed_companions(path: Path, entry: Entry, state: State) -> list[dict[str, Any]]:
+    """The companions of an entry with the checksums of the files beside a local one."""
+    from ckptkit.store.openers import file_path
+    from ckptkit.store.sources import source_of_file
+
+    found = []
+    for stated, one in zip(entry.companions, source_of_file(entry, path.absolute()).beside, strict=True):
+        seen = _observed_fields(file_path(one.used_url), "", state, stated.sha256)
+        found.append(
+            {"sha256": seen.get("sha256"), "size": seen["size"], **stated.model_dump(exclude_none=True)}
+        )
+    return found

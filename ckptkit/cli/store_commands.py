@@ -121,7 +121,7 @@ def fetch_command(
         _print_plan(state, entries, home, mirrors, force=force, require_checksum=require_checksum)
         return
     wanted = [registry[name] for name in names if name in registry]
-    missing = [entry.size for entry in wanted if force or not home.is_cached(entry.id)]
+    missing = [one.size for entry in wanted if force or not home.is_cached(entry.id) for one in entry.files]
     if len(names) > 1 and missing:
         state.output.note(f"fetching {_in_all(missing)}")
     stop = threading.Event()
@@ -198,7 +198,7 @@ def import_command(
     )
     fetched = import_file(job, file)
     how = "was there already" if fetched.from_cache else "imported"
-    output.note(f"{id}: {how}, {human_bytes(fetched.record.size)}, sha256 {fetched.record.sha256}")
+    output.note(f"{id}: {how}, {human_bytes(fetched.size)}, {_digests(fetched)}")
     output.result(_as_json(fetched), str(fetched.path))
 
 
@@ -269,12 +269,12 @@ def _attempt(call: Callable[[], Result]) -> Result | CkptkitError:
 def _fetch_one(fetch: Callable[[str], Fetched], id: str, output: Output) -> Fetched:
     began = time.monotonic()
     fetched = fetch(id)
-    record = fetched.record
+    size = fetched.size
     if fetched.from_cache:
-        output.note(f"{id}: in the cache already ({human_bytes(record.size)})")
+        output.note(f"{id}: in the cache already ({human_bytes(size)})")
     else:
         seconds = max(time.monotonic() - began, 0.001)
-        speed = f"{human_bytes(record.size)} in {seconds:.1f} s ({human_bytes(record.size / seconds)}/s)"
+        speed = f"{human_bytes(size)} in {seconds:.1f} s ({human_bytes(size / seconds)}/s)"
         output.note(f"{id}: {speed}, {_checked_by(fetched)}")
     return fetched
 
@@ -286,8 +286,14 @@ def _checked_by(fetched: Fetched) -> str:
         server = not promise.origin.startswith(("the ", "GitHub"))
         by_origin.setdefault("the server" if server else promise.origin, []).append(promise.algorithm)
     held = [f"{' and '.join(sorted(set(kinds)))} as {who} says" for who, kinds in by_origin.items()]
-    sha256 = f"sha256 {fetched.record.sha256}"
-    return "; ".join([*held, sha256] if held else ["no published checksum to compare with", sha256])
+    return "; ".join([*(held or ["no published checksum to compare with"]), _digests(fetched)])
+
+
+def _digests(fetched: Fetched) -> str:
+    """The sha256 of a file; of several, the main one's."""
+    others = len(fetched.companions)
+    of = f" of {fetched.record.file}, and {counted(others, 'file')} beside it" if others else ""
+    return f"sha256 {fetched.record.sha256}{of}"
 
 
 _SHOWN = ("url", "used_url", "size", "sha256", "server_hashes", "etag", "generation", "fetched_at",
@@ -301,6 +307,10 @@ def _as_json(fetched: Fetched) -> dict[str, Any]:
         "path": fetched.path,
         "artefact": fetched.artefact,
         "from_cache": fetched.from_cache,
+        "companions": [
+            {"file": one.file, "url": one.url, "size": one.size, "sha256": one.sha256}
+            for one in fetched.companions
+        ],
         **{name: getattr(fetched.record, name) for name in _SHOWN},
         "compared_with": [
             {"algorithm": promise.algorithm, "says": promise.origin} for promise in fetched.held
@@ -325,17 +335,18 @@ def _print_plan(
     trust = LockFile.default()
     sizes = _sizes(entries, mirrors, offline=state.offline)
     plans = []
-    for entry, size in zip(entries, sizes, strict=True):
+    for entry, each in zip(entries, sizes, strict=True):
         sources = plan_sources(entry, mirrors)
         cached = home.is_cached(entry.id) and not force
         folder = home.artefact_folder(entry.id)
         action = "nothing, cached" if cached else "fetch" if sources else "by hand"
-        if require_checksum and entry.sha256 is None and not trust.files(entry.id):
+        if require_checksum and not entry.is_pinned and not trust.files(entry.id):
             action = "refuse, no checksum known"
         plan: dict[str, Any] = {
             "id": entry.id,
             "action": action,
-            "size": size,
+            "size": None if None in each else sum(filter(None, each)),
+            "files": len(each),
             "from": [public_url(source.used_url) for source in sources]
             or [source.url for source in entry.sources],
             "to": str(folder / sources[0].file if sources else folder),
@@ -347,12 +358,13 @@ def _print_plan(
         for plan in plans
     ]
     state.output.result(plans, lambda: state.output.table(columns, rows))
-    if wanted := [plan["size"] for plan in plans if plan["action"] == "fetch"]:
+    chosen = [each for plan, each in zip(plans, sizes, strict=True) if plan["action"] == "fetch"]
+    if wanted := [size for each in chosen for size in each]:
         state.output.note(f"would fetch {_in_all(wanted)}")
 
 
-def _sizes(entries: Sequence[Entry], mirrors: Sequence[Mirror], *, offline: bool) -> list[int | None]:
-    """Sizes of the files, as the registry or else their servers state them."""
+def _sizes(entries: Sequence[Entry], mirrors: Sequence[Mirror], *, offline: bool) -> list[list[int | None]]:
+    """Sizes of the files of each entry, as the registry or else their servers state them."""
     from ckptkit.base.net import Policy
     from ckptkit.store.sources import plan_sources
     from ckptkit.store.transfer import stated_size
@@ -366,8 +378,10 @@ def _sizes(entries: Sequence[Entry], mirrors: Sequence[Mirror], *, offline: bool
             return entry.size
         return stated_size(urls[0], policy)
 
-    found = run_parallel([partial(asked, entry) for entry in entries], _ASKED_AT_ONCE, stop)
-    return [None if isinstance(size, CkptkitError) else size for size in found]
+    files = [entry.files for entry in entries]
+    found = run_parallel([partial(asked, one) for each in files for one in each], _ASKED_AT_ONCE, stop)
+    sizes = iter([None if isinstance(size, CkptkitError) else size for size in found])
+    return [[next(sizes) for _ in each] for each in files]
 
 
 def _size_in_words(size: int | None) -> str:

@@ -331,6 +331,10 @@ def check_checksum(located: Located, progress: Progress) -> Check:
     """Compare the published file with the registry's pin, the lock file and the record of its first fetch."""
     if located.artefact is None or located.entry is None:
         return _check_own_file(located.path, progress)
+    if located.companions:
+        return _check_each((replace(located, companions=()), *located.companions), progress)
+    if not located.artefact.is_file():
+        return Check(CHECKSUM, "failed", f"{located.artefact.name} is not there")
     found = _hash(located.artefact, located.name, progress, located.entry)
     faults = _other_bytes(found, located.entry, located)
     if faults:
@@ -350,6 +354,15 @@ def check_checksum(located: Located, progress: Progress) -> Check:
     if located.sha256 is not None:
         return Check(CHECKSUM, "ok", f"{_NOT_PUBLISHED}{kept}", facts)
     return Check(CHECKSUM, "skipped", "nothing pinned and no record of its fetch to compare with", facts)
+
+
+def _check_each(files: Sequence[Located], progress: Progress) -> Check:
+    """Compare every file of an entry; the verdict is the worst of theirs."""
+    checks = {(one.artefact or one.path).name: check_checksum(one, progress) for one in files}
+    worst = max((check.status for check in checks.values()), key=("ok", "skipped", "failed").index)
+    details = dict.fromkeys(check.detail for check in checks.values() if check.status == worst)
+    items = (f"{name}: {item}" for name, check in checks.items() for item in check.items)
+    return Check(CHECKSUM, worst, "; ".join(details), tuple(items))
 
 
 _ONLY_MD5 = "MD5 as the publisher states, which shows damage and can be forged; no sha256 is published"

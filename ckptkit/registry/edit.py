@@ -134,11 +134,13 @@ class Pin:
     observed_at: str  # ISO 8601 with its zone
     url: str
     note: str | None = None  # which of the server's checksums were compared with it, for one
+    companions: tuple[Mapping[str, Any], ...] = ()  # fields of each, its sha256 and size as observed
 
     def fields(self) -> dict[str, Any]:
-        """Return the three pinned fields as an `Entry` holds them."""
+        """Return the pinned fields as an `Entry` holds them."""
         provenance = {"observed_at": self.observed_at, "url": self.url, "note": self.note}
-        return {"sha256": self.sha256, "size": self.size, "hash_provenance": provenance}
+        pinned = {"sha256": self.sha256, "size": self.size, "hash_provenance": provenance}
+        return {**pinned, "companions": [*self.companions]} if self.companions else pinned
 
 
 def preview_pins(
@@ -292,6 +294,9 @@ def _changed(
             )
         elif name == "sources" and value.kind == "sequence":
             edits += _changed_sources(text, value, new, path)
+        elif name == "companions" and new and value.children and not value.flow:
+            lines = [" " * value.column + line for item in new for line in _dashed(item, 0)]
+            edits.append((value.start, value.end, _newline(text).join(lines)[value.column :]))
         else:
             blank = "" if value.start == 0 or text[value.start - 1].isspace() else " "
             edits.append((value.start, value.end, blank + _value(name, new, inline=entry.flow)))
@@ -308,11 +313,11 @@ def _body(entries: _Span, fields: Mapping[str, Any]) -> list[str]:
     inline = entries.flow and bool(entries.children)
     body = []
     for name in sorted(fields, key=_place):
-        if name == "sources" and fields[name] and not inline:
+        if name in ("sources", "companions") and fields[name] and not inline:
             indent = _indent_of_sources(entries)
-            body.append("sources:")
-            for source in fields[name]:
-                body += _dashed(source, indent)
+            body.append(f"{name}:")
+            for item in fields[name]:
+                body += _dashed(item, indent)
         else:
             body.append(_field(name, fields[name], inline=inline))
     return body
@@ -352,9 +357,9 @@ def _field(name: str, value: Any, *, inline: bool) -> str:
     return f"{name}: {_value(name, value, inline=inline)}"
 
 
-def _dashed(source: Mapping[str, Any], indent: int) -> list[str]:
-    """Lines of one item of a list of sources."""
-    first, *rest = (_field(name, value, inline=False) for name, value in source.items())
+def _dashed(item: Mapping[str, Any], indent: int) -> list[str]:
+    """Lines of one item of a list of sources or companions."""
+    first, *rest = (_field(name, value, inline=False) for name, value in item.items())
     blank = " " * indent
     return [f"{blank}- {first}", *(f"{blank}  {line}" for line in rest)]
 

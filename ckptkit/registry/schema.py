@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, zip_longest
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pydantic import (
     AfterValidator,
@@ -26,7 +27,7 @@ from ckptkit.base.checksums import ExpectedChecksum
 from ckptkit.base.parse import parse_count
 from ckptkit.base.shown import Piece, Shown
 from ckptkit.base.text import counted, human_bytes, in_words, spelled
-from ckptkit.base.urls import Url
+from ckptkit.base.urls import Url, full_url
 
 SOURCE_SCHEMES = ("https", "http", "file", "s3", "gs", "az", "hf")
 
@@ -90,6 +91,15 @@ Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]*[a-z0-9_-])?$", max_length=100)]
 Address = Annotated[str, AfterValidator(_checked_url)]
 Figure = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[KMBGT]?$", max_length=20)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Md5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+RelativePath = Annotated[
+    str,
+    Field(
+        pattern=r"^(\.\./)*([A-Za-z0-9_][A-Za-z0-9._+=@-]*/)*[A-Za-z0-9_]([A-Za-z0-9._+=@-]*[A-Za-z0-9_+=@-])?$",
+        max_length=200,
+    ),
+]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
 Pixels = Annotated[int, Field(ge=1, le=16384)]
@@ -118,6 +128,36 @@ class Source(BaseModel):
         None, description="Whether the file holds the BatchNorm moving statistics; null: not known."
     )
     manual: bool = Field(False, description="A person must download it, then run 'ckptkit import ID FILE'.")
+
+
+class Companion(BaseModel):
+    """A further file of a checkpoint that is published as several: a shard, or the data of an index."""
+
+    model_config = _CONFIG
+
+    path: RelativePath = Field(
+        description="Where it is, as seen from the file at the sources' URLs: model-00001-of-00002.bin."
+    )
+    sha256: Sha256 | None = Field(None, description="As of the entry.")
+    md5: Md5 | None = Field(None, description="As of the entry.")
+    size: Positive | None = Field(None, description="As of the entry.")
+
+    @property
+    def name(self) -> str:
+        """Its name in the cache."""
+        return PurePosixPath(self.path).name
+
+    def url(self, main: str) -> str:
+        """Where it is, if the main file is at this URL; a query is kept.
+
+        >>> Companion(path="../tags.csv").url("hf://org/name@v1/variables/variables.index")
+        'hf://org/name@v1/tags.csv'
+        """
+        parts = urlsplit(full_url(main))
+        folders = parts.path.split("/")[:-1]
+        for folder in (steps := self.path.split("/"))[:-1]:
+            folders = folders[:-1] or [""] if folder == ".." else [*folders, folder]
+        return Url(urlunsplit(parts._replace(path="/".join([*folders, steps[-1]]))))
 
 
 class HashProvenance(BaseModel):
@@ -220,10 +260,15 @@ class Entry(Shown, BaseModel):
     sources: Annotated[tuple[Source, ...], Field(min_length=1, strict=False)] = Field(
         description="Where the file can be had, best first."
     )
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+    companions: Annotated[tuple[Companion, ...], Field(strict=False)] = Field(
+        (),
+        description="Further files of the checkpoint, beside the one at the sources' URLs, which is the one "
+        "to open: the index of shards, or of a TensorFlow checkpoint.",
+    )
+    sha256: Sha256 | None = Field(
         None, description="Checksum of the file as published, 64 lower-case hex digits; null: not pinned."
     )
-    md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = Field(
+    md5: Md5 | None = Field(
         None,
         description="MD5 that the publisher states, 32 lower-case hex digits; it shows damage, and does not "
         "protect against a forged file.",
@@ -285,6 +330,35 @@ class Entry(Shown, BaseModel):
         stated = (("sha256", self.sha256, whose), ("md5", self.md5, "the publisher"))
         return tuple(ExpectedChecksum(kind, value, origin) for kind, value, origin in stated if value)
 
+    def of_companion(self, name: str) -> Entry | None:
+        """One of its companions as an entry of that file alone; None of any other name."""
+        found = next((one for one in self.companions if one.name == name), None)
+        if found is None:
+            return None
+        sources = tuple(
+            source if source.manual else source.model_copy(update={"url": found.url(source.url)})
+            for source in self.sources
+        )
+        own = {"sha256": found.sha256, "md5": found.md5, "size": found.size}
+        return self.model_copy(update={**own, "sources": sources, "companions": ()})
+
+    @property
+    def files(self) -> tuple[Entry, ...]:
+        """Each file that it is published as, as an entry of that file alone; the main one first."""
+        beside = (self.of_companion(one.name) for one in self.companions)
+        return (self.model_copy(update={"companions": ()}), *filter(None, beside))
+
+    @property
+    def total_size(self) -> int | None:
+        """Bytes of all its files as published; None where one is not known."""
+        sizes = [self.size, *(one.size for one in self.companions)]
+        return None if None in sizes else sum(filter(None, sizes))
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the sha256 of every file is known."""
+        return self.sha256 is not None and all(one.sha256 is not None for one in self.companions)
+
     def known_deviation(self, figure: str) -> KnownDeviation | None:
         """The known deviation of one figure, ``params`` or ``flops``; None where there is none."""
         return next((known for known in self.known_deviations if known.figure == figure), None)
@@ -307,7 +381,7 @@ class Entry(Shown, BaseModel):
     def file_name(self) -> str:
         """Name of the published file: the last part of the first URL that needs no hand."""
         for source in sorted(self.sources, key=lambda source: source.manual):
-            name = unquote(urlsplit(source.url).path).replace("\\", "/").rpartition("/")[2]
+            name = _last_part(source.url)
             if not source.manual and name not in {"", ".", ".."}:
                 return name
         return self.id
@@ -339,10 +413,23 @@ class Entry(Shown, BaseModel):
                 raise ValueError(f"{name} is the same as {other}")
         return value
 
+    @field_validator("companions", mode="after")
+    @classmethod
+    def _have_names_of_their_own(
+        cls, value: tuple[Companion, ...], info: ValidationInfo
+    ) -> tuple[Companion, ...]:
+        names = [one.name for one in value]
+        mains = {_last_part(source.url) for source in info.data.get("sources", ())}
+        # Beside each file of the cache is its record, whose name ends in .json.
+        taken = [*mains, *(f"{name}.json" for name in (*mains, *names))]
+        if again := next((name for n, name in enumerate(names) if name in (*taken, *names[:n])), None):
+            raise ValueError(f"{again} is the name of another of its files, or of that file's record")
+        return value
+
     @field_validator("checksum_page", mode="after")
     @classmethod
     def _states_something(cls, value: str | None, info: ValidationInfo) -> str | None:
-        stated = [info.data.get(name) is not None for name in ("sha256", "md5", "size")]
+        stated = [_is_stated(info, name) for name in ("sha256", "md5", "size")]
         if value is None and stated[1]:
             raise ValueError("md5 is given without checksum_page: say which page of the publisher states it")
         if value is not None and not any(stated) and {"sha256", "md5", "size"} <= info.data.keys():
@@ -354,7 +441,7 @@ class Entry(Shown, BaseModel):
     def _belongs_to_a_hash(cls, value: HashProvenance | None, info: ValidationInfo) -> HashProvenance | None:
         if not {"sha256", "checksum_page"} <= info.data.keys():
             return value  # it has a fault of its own
-        pinned = info.data["sha256"] is not None
+        pinned = _is_stated(info, "sha256")
         if pinned and value is None and info.data["checksum_page"] is None:
             raise ValueError(
                 "sha256 is given without hash_provenance: say when and from where it was observed, or with "
@@ -363,6 +450,16 @@ class Entry(Shown, BaseModel):
         if value is not None and not pinned:
             raise ValueError("hash_provenance is given without a sha256")
         return value
+
+
+def _is_stated(info: ValidationInfo, name: str) -> bool:
+    """Whether a field of the main file is given, or of a companion."""
+    beside = (getattr(one, name) for one in info.data.get("companions", ()))
+    return any(value is not None for value in (info.data.get(name), *beside))
+
+
+def _last_part(url: str) -> str:
+    return unquote(urlsplit(url).path).replace("\\", "/").rpartition("/")[2]
 
 
 _SLIP = 0.05
@@ -452,7 +549,7 @@ def json_schema(families: Families) -> dict[str, Any]:
 
 
 #: Fields that belong to one file alone, so a family head may not give them.
-NOT_SHARED = frozenset({"id", "family", "sources"})
+NOT_SHARED = frozenset({"id", "family", "sources", "companions"})
 #: Fields that a family head may only state as not known.
 NULL_WHEN_SHARED = frozenset({"sha256", "md5", "size", "checksum_page", "hash_provenance"})
 
@@ -536,22 +633,32 @@ def _test(row: Entry) -> str:
 
 def _file(row: Entry) -> list[tuple[str, str]]:
     weights = row.weights and f"{row.weights} weights"
-    size = None if row.size is None else f"{human_bytes(row.size)} ({row.size:,} bytes)"
-    facts = [
-        ("file", _joined(row.file_name, f"format {row.format}", f"layout {row.layout}", weights)),
-        ("size", size or NOT_KNOWN),
-        ("sha256", row.sha256 or (NOT_PINNED if row.md5 is None else NOT_PUBLISHED)),
-    ]
-    if row.hash_provenance:
-        provenance = row.hash_provenance
-        facts.append(("", f"observed {provenance.observed_at} from {provenance.url}"))
-    elif row.sha256:
-        facts.append(("", f"stated by the publisher at {row.checksum_page}"))
-    if row.md5:
-        facts.append(("md5", row.md5))
-        facts.append(("", f"stated by the publisher at {row.checksum_page}"))
-        facts.append(("", "shows damage; does not protect against a forged file"))
+    facts = [("file", _joined(row.file_name, f"format {row.format}", f"layout {row.layout}", weights))]
+    facts += _bytes_of(row, row, is_last=not row.companions)
+    for number, one in enumerate(row.companions, 1):
+        facts += [("and file", one.path), *_bytes_of(one, row, is_last=number == len(row.companions))]
     return facts
+
+
+def _bytes_of(one: Entry | Companion, row: Entry, *, is_last: bool) -> Iterator[tuple[str, str]]:
+    """Size and checksums of one file, and after the last file whose word they are."""
+    yield "size", NOT_KNOWN if one.size is None else f"{human_bytes(one.size)} ({one.size:,} bytes)"
+    yield "sha256", one.sha256 or (NOT_PINNED if one.md5 is None else NOT_PUBLISHED)
+    each = "each " * bool(row.companions)
+    if is_last and row.hash_provenance:
+        provenance = row.hash_provenance
+        yield "", f"{each}observed {provenance.observed_at} from {provenance.url}"
+    elif is_last and _is_any(row, "sha256"):
+        yield "", f"{each}stated by the publisher at {row.checksum_page}"
+    if one.md5:
+        yield "md5", one.md5
+    if is_last and _is_any(row, "md5"):
+        yield "", f"{each}stated by the publisher at {row.checksum_page}"
+        yield "", "shows damage; does not protect against a forged file"
+
+
+def _is_any(row: Entry, name: str) -> bool:
+    return any(getattr(one, name) for one in (row, *row.companions))
 
 
 def _links(row: Entry) -> list[tuple[str, str]]:

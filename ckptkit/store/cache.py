@@ -2,7 +2,7 @@
 
 ::
 
-    artefacts/<id>/<file as published>     + <file>.json, its record
+    artefacts/<id>/<file as published>     + <file>.json, its record; of several files, each
     unpacked/<id>/…                        archives, unpacked
     converted/<id>/<layout>-<dtype>.<ext>
     logs/<id>/<training log as published>  + <file>.record
@@ -34,6 +34,7 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}(?<!\.)")
 _RECORD_BYTES = 1 << 20
 _LONGEST = 1 << 16
 """Characters of a text in a record."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _TIME = re.compile(r"[0-9A-Za-z:.+ -]{1,40}")
 _URL = re.compile(r"(?:https?|file|s3|gs|az|hf)://|[^:]*$", re.IGNORECASE)
 IMPORTED = "imported by hand"
@@ -67,6 +68,9 @@ class Record:
     # Whether it has BatchNorm's moving statistics: what the file itself shows, else what the registry says
     bn_statistics: bool | None = None
     overruled: bool = False  # whether it does not fit its entry and was imported all the same
+    part_of: str = ""  # of a companion: the main file's name, beside which it is published
+    # Of a main file: name → sha256 of the companions that came with it
+    companions: Mapping[str, str] = field(default_factory=dict)
     # What had this name before with other bytes, oldest first: sha256, size, fetched_at, used_url
     previous: list[dict[str, Any]] = field(default_factory=list)
 
@@ -98,9 +102,14 @@ class Record:
             and all(map(_is_text, (*self.server_hashes, *self.server_hashes.values())))
             and self.bn_statistics in (None, True, False)
             and type(self.overruled) is bool
+            and isinstance(self.part_of, str)
+            and (not self.part_of or is_safe_file_name(self.part_of))
+            and isinstance(self.companions, dict)
+            and all(isinstance(name, str) and is_safe_file_name(name) for name in self.companions)
+            and all(isinstance(one, str) and _SHA256.fullmatch(one) for one in self.companions.values())
             and isinstance(self.previous, list)
             and all(isinstance(earlier, dict) for earlier in self.previous)
-            and re.fullmatch(r"[0-9a-f]{64}", self.sha256) is not None
+            and _SHA256.fullmatch(self.sha256) is not None
             and _TIME.fullmatch(self.fetched_at) is not None
             and all(_URL.match(url) for url in (self.url, self.used_url) if url)
             and _SAFE_ID.fullmatch(self.id) is not None
@@ -216,7 +225,8 @@ class Home:
         return recorded[0][1] if recorded else None
 
     def _newest(self, id: str) -> Record | None:
-        return max(self._records(id), key=lambda record: record.fetched_at, default=None)
+        main = (record for record in self._records(id) if not record.part_of)
+        return max(main, key=lambda record: record.fetched_at, default=None)
 
     def records(self, id: str) -> list[Record]:
         """Every sound record of an entry (one a file: an entry's sources may have different names)."""
@@ -241,8 +251,17 @@ class Home:
             home = next((home for home in self.homes if record in home._records(record.id)), self)
         return home.artefact_folder(record.id) / record.file
 
+    def beside(self, record: Record) -> dict[str, Record | None]:
+        """The companions that came with a main file, by name; None for one that is here no more."""
+        artefact = self.artefact(record)
+        found = {name: read_record(artefact.with_name(f"{name}.json")) for name in record.companions}
+        return {
+            name: one if one and one.file == name and one.sha256 == record.companions[name] else None
+            for name, one in found.items()
+        }
+
     def is_cached(self, id: str) -> bool:
-        """Whether the artefact of a newest record is here with the recorded size."""
+        """Whether the files of a newest record are here with the recorded sizes."""
         return any(home._newest_worth(id) for home in self.homes)
 
     def _newest_worth(self, id: str) -> int:
@@ -304,8 +323,14 @@ class Home:
 
 
 def _worth(home: Home, record: Record) -> int:
-    """2 for an untouched file, 1 for one of the recorded size, 0 for none or another."""
-    status = regular_status(home.artefact(record))
+    """2 for untouched files, 1 for ones of the recorded size, 0 for none or another."""
+    artefact = home.artefact(record)
+    files = (record, *home.beside(record).values()) if record.companions else (record,)
+    return min(_worth_of_file(artefact.with_name(one.file), one) if one else 0 for one in files)
+
+
+def _worth_of_file(path: Path, record: Record) -> int:
+    status = regular_status(path)
     if status is None or status.st_size != record.size:
         return 0
     return 2 if status.st_mtime_ns == record.mtime_ns else 1

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from ckptkit.base.checksums import ExpectedChecksum, hash_file
 from ckptkit.base.errors import (
@@ -16,16 +19,18 @@ from ckptkit.base.errors import (
     UsageError,
     command,
 )
+from ckptkit.base.files import is_own_file
 from ckptkit.base.net import (
     RefusedError,
     SourceError,
     SourceGoneError,
 )
+from ckptkit.base.progress import Advance
 from ckptkit.base.urls import is_local, without_secrets
 from ckptkit.store.cache import IMPORTED
-from ckptkit.store.install import Fetched, Fits, Job, UnfitError, how_it_came
-from ckptkit.store.openers import Opener
-from ckptkit.store.partial import Partial
+from ckptkit.store.install import Beside, Checked, Fetched, Fits, Job, UnfitError, how_it_came
+from ckptkit.store.openers import Opener, file_path
+from ckptkit.store.partial import Partial, require_space
 from ckptkit.store.ranges import at_commit
 from ckptkit.store.sources import PlannedSource, plan_sources, source_of_file
 from ckptkit.store.transfer import (
@@ -36,6 +41,11 @@ from ckptkit.store.transfer import (
     what_helps,
 )
 from ckptkit.store.unpack import EarlyUnpack
+
+if TYPE_CHECKING:
+    from ckptkit.registry.schema import Entry
+
+Result = TypeVar("Result")
 
 __all__ = ["Fetched", "Fits", "Job", "fetch", "import_file"]
 
@@ -48,6 +58,8 @@ def fetch(job: Job) -> Fetched:
     if job.require_checksum:
         records = [record.file for record in job.home.records(id)]
         job.refuse_unknown([*(source.file for source in plan_sources(job.entry)), *records])
+        for companion in job.entry.companions:
+            job.of(companion.name, "").refuse_unknown([companion.name])
     if not job.force and not job.verify and (there := job.untouched()):
         return there
     with job.locked():
@@ -72,6 +84,8 @@ def import_file(job: Job, file: Path) -> Fetched:
     ``accept_new`` replaces what is cached and what the lock file says.
     """
     file, id = file.absolute(), job.entry.id
+    if job.entry.companions and file.is_dir():
+        file = next((one for one in (file / name for name in _mains(job.entry)) if one.is_file()), file)
     if not file.is_file():
         kind = "a folder" if file.is_dir() else "no such file"
         raise NotFoundError(f"{file}: {kind}", hint="give the file as it was published")
@@ -79,14 +93,16 @@ def import_file(job: Job, file: Path) -> Fetched:
     job.lock_file.files(id)
     with job.locked():
         there = None if job.force or job.accept_new else job.intact(quiet=True)
+        origin = source_of_file(job.entry, file)
         if there is not None:
-            if there.record.sha256 == hash_file(file).sha256:
+            records = {one.file: one.sha256 for one in (there.record, *there.companions)}
+            given = {one.file: file_path(one.used_url) for one in origin.beside} | {there.record.file: file}
+            if all(records.get(name) == hash_file(path).sha256 for name, path in given.items()):
                 return there
             raise UsageError(
                 f"{id} is cached already, with other bytes ({how_it_came(there.record)})",
                 hint=command("import", id, file, "--accept-new").replace("Run", "To replace them", 1),
             )
-        origin = source_of_file(job.entry, file)
         with url_opener(job.policy) as opener:
             try:
                 return _take(job, origin, opener)
@@ -96,6 +112,11 @@ def import_file(job: Job, file: Path) -> Fetched:
                     run = command("import", id, file, "--force")
                     hint = run.replace("Run", "To take it all the same", 1)
                 raise FormatError(file, str(error), hint=hint) from error
+
+
+def _mains(entry: Entry) -> list[str]:
+    """Names of an entry's main file."""
+    return [*(source.file for source in plan_sources(entry)), entry.file_name]
 
 
 @dataclass
@@ -114,9 +135,10 @@ class _Tried:
         if job.offline and not is_local(source.used_url):
             self.withheld |= not lacks
             return True
-        lacks_checksum = (job.require_checksum and not job.is_tied(source.file)) or (
-            self.wrong and not job.tells_apart(source.file)
-        )
+        files = job.each(source)
+        lacks_checksum = (
+            job.require_checksum and not all(one_job.is_tied(one.file) for one_job, one in files)
+        ) or (self.wrong and not all(one_job.tells_apart(one.file) for one_job, one in files))
         if lacks_checksum:
             job.notes(f"{without_secrets(source.used_url)}: passed over, no checksum of it is known")
             return True
@@ -130,11 +152,12 @@ class _Tried:
 
     def failed(self, source: PlannedSource, error: SourceError | IntegrityError) -> str:
         """Remember a source that failed, and say how; raises the error where it decides."""
-        self.failures.append((source.used_url, error))
+        url = getattr(error, "url", "") or source.used_url
+        self.failures.append((url, error))
         if isinstance(error, SourceError):
             self.withheld |= source.bn_statistics is not False and not _is_gone(error)
-            return f"{without_secrets(source.used_url)}: {error}"
-        if self.job.accept_new or not self.job.tells_apart(source.file):
+            return f"{without_secrets(url)}: {error}"
+        if self.job.accept_new or not all(job.tells_apart(one.file) for job, one in self.job.each(source)):
             raise error
         self.wrong = error  # what is known from before decides whether another source has the right bytes
         return str(error)
@@ -163,11 +186,71 @@ def _at_commit(source: PlannedSource, opener: Opener) -> PlannedSource:
 
 
 def _take(job: Job, source: PlannedSource, opener: Opener) -> Fetched:
-    """Transfer from one source, check, install; a file joined from parts gets a second chance."""
-    policy = job.policy
+    """Have every file of one source, the main one last, so that it is never there without the others."""
+    with ExitStack() as stack:
+        if source.beside:
+            job = _with_one_bar(job, source, stack)
+        main = job.kept(source) if source.beside else None
+        beside: list[Beside] = []
+        try:
+            for one_job, one in job.each(source)[:-1]:
+                beside.append(_companion(one_job, one, opener, stack, main_stays=main is not None))
+            if main is not None:
+                return job.complete(source, main, beside)
+            part = _part(job, source, stack)
+            folder = job.home.unpacked_folder(job.entry.id)
+            early = EarlyUnpack(part, folder, enabled=job.policy.connections == 1)
+            stack.callback(early.drop)
+            install = partial(job.install, source, part, early, beside)
+            return _receive(job, source, part, opener, install, begun=early.begin)
+        except UnfitError:
+            for waiting in filter(None, (one.partial for one in beside)):
+                waiting.discard()
+            raise
+
+
+def _companion(
+    job: Job, source: PlannedSource, opener: Opener, stack: ExitStack, *, main_stays: bool
+) -> Beside:
+    """A companion as it is here, or as it comes; one of a known checksum gets its final name at once."""
+    if record := job.kept(source):
+        if job.progress:
+            with job.progress("", record.size) as advance:
+                advance(record.size)
+        return Beside(job, source, job.entry.expected, record)
+    part = _part(job, source, stack)
+
+    def settle(checked: Checked) -> Beside:
+        held, known = checked
+        if not known:
+            return Beside(job, source, held, partial=part)
+        return Beside(job, source, held, job.put(source, part, main_stays=main_stays))
+
+    try:
+        return _receive(job, source, part, opener, settle)
+    except SourceError as error:
+        error.url = source.used_url
+        raise
+
+
+def _part(job: Job, source: PlannedSource, stack: ExitStack) -> Partial:
     kinds = [checksum.algorithm for checksum in job.entry.expected]
     part = Partial(job.home.artefact_folder(job.entry.id), source.file, source.used_url, kinds)
-    early = EarlyUnpack(part, job.home.unpacked_folder(job.entry.id), enabled=policy.connections == 1)
+    stack.callback(part.close)
+    return part
+
+
+def _receive(
+    job: Job,
+    source: PlannedSource,
+    part: Partial,
+    opener: Opener,
+    settle: Callable[[Checked], Result],
+    *,
+    begun: Callable[[int | None], None] = lambda _size: None,
+) -> Result:
+    """Transfer, check, hand on; a file joined from parts gets a second chance."""
+    policy = job.policy
     published: tuple[ExpectedChecksum, ...] = ()
     again = False
     try:
@@ -179,18 +262,17 @@ def _take(job: Job, source: PlannedSource, opener: Opener) -> Fetched:
                 policy,
                 expected_size=job.entry.size,
                 progress=job.progress,
-                name=f"fetching {job.entry.id}",
+                name=f"fetching {job.entry.id}" + (f": {source.file}" if job.is_one_of_several else ""),
                 notes=job.notes,
                 is_tied=job.decides(source.file) and not again,
                 may_begin=job.may_begin,
-                begun=early.begin,
+                begun=begun,
             ).run()
             joined = part.joined and not again
             published = published or job.published_digest(source)
             part.expected = tuple(dict.fromkeys((*part.expected, *published)))
             try:
-                held, known = job.check(source, part)
-                return job.install(source, part, early, held, known=known)
+                return settle(job.check(source, part))
             except (IntegrityError, UnfitError) as error:
                 if not joined:
                     raise
@@ -200,9 +282,26 @@ def _take(job: Job, source: PlannedSource, opener: Opener) -> Fetched:
     except (IntegrityError, FormatError, UnfitError):
         part.discard()
         raise
-    finally:
-        early.drop()
-        part.close()
+
+
+def _with_one_bar(job: Job, source: PlannedSource, stack: ExitStack) -> Job:
+    """Ask for space for all files together, and count them all in one bar, where their sizes are known."""
+    total = job.entry.total_size
+    if total is None:
+        return job
+    folder = job.home.artefact_folder(job.entry.id)
+    here = sum(record.size for one_job, one in job.each(source) if (record := one_job.kept(one)))
+    arrived = sum(path.stat().st_size for path in folder.glob(".*.part") if is_own_file(path))
+    require_space(folder, total - here - arrived, source.file)
+    if job.progress is None:
+        return job
+    advance = stack.enter_context(job.progress(f"fetching {job.entry.id}", total))
+
+    @contextmanager
+    def in_it(_name: str, _total: int | None, /, *, unit: str = "bytes") -> Iterator[Advance]:
+        yield advance
+
+    return replace(job, progress=in_it)
 
 
 def _nothing(

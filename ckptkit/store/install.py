@@ -5,8 +5,8 @@ from __future__ import annotations
 import codecs
 import datetime
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,8 @@ from ckptkit.base.errors import (
     StorageError,
     command,
 )
-from ckptkit.base.files import regular_status
+from ckptkit.base.files import regular_status, translated
+from ckptkit.base.folders import StagedFolder
 from ckptkit.base.net import Policy, SourceError
 from ckptkit.base.progress import Progress, Say, say_nothing
 from ckptkit.base.urls import host_of, without_secrets
@@ -47,6 +48,8 @@ from ckptkit.store.unpack import (
 if TYPE_CHECKING:
     from ckptkit.registry.schema import Entry
 
+Checked = tuple[tuple[ExpectedChecksum, ...], bool]
+"""The checksums that held, and whether one was known before, from elsewhere than the download."""
 _QUOTED = 200
 _HEAD = 512
 _MOST_KEPT = 100
@@ -63,6 +66,12 @@ class Fetched:
     from_cache: bool  # whether it was there already
     # The checksums it was compared with when it came: those of the registry, of servers, of the lock file
     held: tuple[ExpectedChecksum, ...] = ()
+    companions: tuple[Record, ...] = ()  # of the files beside it that belong to it
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(one.size for one in (self.record, *self.companions))
 
 
 class Fits(Protocol):
@@ -87,6 +96,17 @@ class UnfitError(SourceError):
 
 
 @dataclass
+class Beside:
+    """A companion that is here, or that has arrived and waits until somebody has looked into the whole."""
+
+    job: Job
+    source: PlannedSource
+    held: tuple[ExpectedChecksum, ...] = ()
+    record: Record | None = None
+    partial: Partial | None = None
+
+
+@dataclass
 class Job:
     """One entry on its way into the cache, what is asked of it, and who hears of it."""
 
@@ -106,6 +126,7 @@ class Job:
     progress: Progress | None = None
     notes: Say = say_nothing
     warn: Say = say_nothing
+    part_of: str = ""  # name of the main file, where the entry is one of its companions alone
 
     @cached_property
     def lock_file(self) -> LockFile:
@@ -117,16 +138,46 @@ class Job:
         waiting = f"waiting for another process that is fetching {self.entry.id}"
         return self.home.lock(self.entry.id, waiting=lambda: self.notes(waiting))
 
+    @property
+    def is_one_of_several(self) -> bool:
+        """Whether the file is not the whole checkpoint."""
+        return bool(self.part_of or self.entry.companions)
+
+    def of(self, companion: str, main: str) -> Job:
+        """The same for one companion of the entry."""
+        entry = self.entry.of_companion(companion)
+        assert entry is not None
+        return replace(self, entry=entry, part_of=main)
+
+    def each(self, source: PlannedSource) -> list[tuple[Job, PlannedSource]]:
+        """Every file of a source with the job for it alone, the main one last."""
+        return [*((self.of(one.file, source.file), one) for one in source.beside), (self, source)]
+
+    def _all(self, record: Record) -> list[tuple[Job, Record]]:
+        """The records of a main file and of the entry's companions; FileNotFoundError where one has none."""
+        here = self.home.beside(record) if self.entry.companions else {}
+        found = [(self, record)]
+        for companion in self.entry.companions:
+            if (one := here.get(companion.name)) is None:
+                raise FileNotFoundError(companion.name)
+            found.append((self.of(companion.name, record.file), one))
+        return found
+
     def untouched(self) -> Fetched | None:
         """Return what is cached if it was not touched since it was hashed; needs no lock."""
         record = self.home.record(self.entry.id)
-        if record is None or self._objection(record) is not None:
+        if record is None:
             return None
         artefact = self.home.artefact(record)
-        if not _is_untouched(artefact, record):
+        try:
+            files = self._all(record)
+        except FileNotFoundError:
             return None
+        for job, one in files:
+            if job._objection(one) is not None or not _is_untouched(artefact.with_name(one.file), one):
+                return None
         path = checkpoint_of(self.home, record)
-        return None if path is None or self._misfit(record, path) else self._found(path, artefact, record)
+        return None if path is None or self._misfit(files, path) else self._found(path, artefact, files)
 
     def intact(self, *, quiet: bool = False) -> Fetched | None:
         """Return what is cached if its bytes are still the recorded ones; unpacks it again if necessary."""
@@ -136,13 +187,16 @@ class Job:
             return None
         artefact, path = self.home.artefact(record), checkpoint_of(self.home, record)
         try:
-            if objection := self._objection(record):
-                raise IntegrityError(f"{artefact}: {objection}")
-            record = self._checked(artefact, record, verify=self.verify)
+            files = []
+            for job, one in self._all(record):
+                file = artefact.with_name(one.file)
+                if objection := job._objection(one):
+                    raise IntegrityError(f"{file}: {objection}")
+                files.append((job, job._checked(file, one, verify=self.verify)))
             if path is None:
                 folder = self.home.unpacked_folder(self.entry.id)
                 path = checkpoint_in(unpack(artefact, folder, sha256=record.sha256))
-            if misfit := self._misfit(record, path):
+            if misfit := self._misfit(files, path):
                 raise IntegrityError(f"{artefact}: {misfit}")
         except FileNotFoundError:
             return None
@@ -151,14 +205,28 @@ class Job:
                 raise IntegrityError(error.message, hint="run without --offline to fetch it again") from error
             notes(f"{error.message}; fetching it again")
             return None
-        return self._found(path, artefact, record)
+        return self._found(path, artefact, files)
 
-    def _found(self, path: Path, artefact: Path, record: Record) -> Fetched:
+    def kept(self, source: PlannedSource) -> Record | None:
+        """The record of one file of several that is here, if a checksum known from elsewhere holds."""
+        final = self.home.artefact_folder(self.entry.id) / source.file
+        record = None if self.force else read_record(_record_path(final))
+        if record is None or record.id != self.entry.id or not self._vouches(record):
+            return None
+        try:
+            return self._checked(final, record, verify=self.verify)
+        except (FileNotFoundError, IntegrityError):
+            return None
+
+    def _found(self, path: Path, artefact: Path, files: Sequence[tuple[Job, Record]]) -> Fetched:
         self.home.touch(self.entry.id)
-        self._remember(record, unwritable=say_nothing)  # fetched before, with another lock file
+        (_, record), *companions = files
+        for job, one in files:
+            job._remember(one, unwritable=say_nothing)  # fetched before, with another lock file
         if record.bn_statistics is False:
             self.warn(_no_statistics(self.entry.id, record.file))
-        return Fetched(path, artefact, record, from_cache=True)
+        beside = tuple(one for _, one in companions)
+        return Fetched(path, artefact, record, from_cache=True, companions=beside)
 
     def is_tied(self, file: str) -> bool:
         """Whether a checksum of the file is known from elsewhere than the download that brings it."""
@@ -196,10 +264,15 @@ class Job:
             return f"no checksum of it is known from elsewhere, and {self.lock_file.path} has none"
         return None
 
-    def _misfit(self, record: Record, path: Path) -> str | None:
-        """Why cached bytes that no checksum vouches for are not the entry's file."""
-        known = self.entry.sha256 or getattr(self.lock_file.get(self.entry.id, record.file), "sha256", None)
-        if known == record.sha256 or record.overruled:
+    def _vouches(self, record: Record) -> bool:
+        """Whether a checksum that is known from elsewhere is that of cached bytes."""
+        trusted = self.lock_file.get(self.entry.id, record.file)
+        return (self.entry.sha256 or (trusted and trusted.sha256)) == record.sha256
+
+    def _misfit(self, files: Sequence[tuple[Job, Record]], path: Path) -> str | None:
+        """Why cached bytes that no checksum vouches for are not the entry's checkpoint."""
+        record = files[0][1]
+        if record.overruled or all(job._vouches(one) for job, one in files):
             return None
         try:
             self.fits(path, self.entry, deep=record.note == FOUND)
@@ -244,10 +317,19 @@ class Job:
             if objection:
                 notes(f"{artefact}: no sound record, and {objection}; fetching it again")
                 continue
+            beside = [job._recorded(one, notes) for job, one in self.each(source)[:-1]]
+            if None in beside:
+                continue
+            record = replace(record, companions={one.file: one.sha256 for one in beside if one})
             notes(f"{artefact}: its record was missing or damaged; hashed again, sha256 {found.sha256}")
             write_json(_record_path(artefact), record.to_json())
             return record
         return None
+
+    def _recorded(self, source: PlannedSource, notes: Say) -> Record | None:
+        """The record of a companion that is here, made new where it is missing or damaged."""
+        record = read_record(_record_path(self.home.artefact_folder(self.entry.id) / source.file))
+        return record if record and record.part_of == self.part_of else self._adopt(notes)
 
     def warn_lacks_bn_statistics(self, source: PlannedSource) -> None:
         """Warn that a copy without BatchNorm's statistics is about to be taken."""
@@ -256,9 +338,14 @@ class Job:
 
     def may_begin(self, head: bytes) -> bool:
         """Whether a file of the entry's format, packed or not, can begin so; texts are judged when whole."""
-        return len(head) < _HEAD or may_begin(self.entry.format, head) or bool(_text(head))
+        return (
+            self.is_one_of_several
+            or len(head) < _HEAD
+            or may_begin(self.entry.format, head)
+            or bool(_text(head))
+        )
 
-    def check(self, source: PlannedSource, partial: Partial) -> tuple[tuple[ExpectedChecksum, ...], bool]:
+    def check(self, source: PlannedSource, partial: Partial) -> Checked:
         """Compare what came with every checksum that is known of it.
 
         Returns those that held, and whether one of them is older than this download and cannot be forged:
@@ -333,20 +420,37 @@ class Job:
                 f"its history keeps {replaced.sha256}, seen {replaced.first_seen}"
             )
 
+    def put(self, source: PlannedSource, partial: Partial, *, main_stays: bool) -> Record:
+        """Give a companion its final name; a main file that other bytes of it belong to goes before."""
+        record = self._record(source, partial.digests(), self.note, partial.sync(), partial)
+        record = replace(record, previous=self._previous(record))
+        final = partial.folder / partial.name
+        earlier = read_record(_record_path(final))
+        if not main_stays and (earlier is None or earlier.sha256 != record.sha256):
+            with translated(final):
+                final.with_name(self.part_of).unlink(missing_ok=True)
+        self._name(record, partial)
+        return record
+
+    def _name(self, record: Record, partial: Partial) -> None:
+        """Remember what is known of a file, and give it its final name."""
+        self._remember(record, unwritable=self.warn)
+        write_json(_record_path(partial.folder / partial.name), record.to_json())
+        partial.rename()
+
     def install(
         self,
         source: PlannedSource,
         partial: Partial,
         early: EarlyUnpack,
-        held: tuple[ExpectedChecksum, ...],
-        *,
-        known: bool,
+        beside: Sequence[Beside],
+        checked: Checked,
     ) -> Fetched:
         """Unpack, record, rename: what is refused leaves nothing, and a named file has a record.
 
-        A file that no earlier checksum vouches for is looked into before.
+        A file that no earlier checksum vouches for is looked into before, and its companions with it.
         """
-        found = partial.digests()
+        (held, known), found = checked, partial.digests()
         record = self._record(source, found, self.note, partial.sync(), partial)
         record = replace(record, previous=self._previous(record))
         final = partial.folder / partial.name
@@ -363,12 +467,14 @@ class Job:
                     if known:
                         raise
                     raise UnfitError(error, final, partial.head, can_be_kept=False) from error
-            if not known:
+            if not known or any(one.partial for one in beside):
                 base = checkpoint_in(staged.path) if staged else partial.path
+                if beside and not staged:
+                    base = stack.enter_context(_seen_together(folder, final, partial.path, beside))
                 record = self._fitting(record, base, partial.head)
-            self._remember(record, unwritable=self.warn)
-            write_json(_record_path(final), record.to_json())
-            partial.rename()
+            companions = _named(beside, main_stays=False)
+            record = replace(record, companions={one.file: one.sha256 for one in companions})
+            self._name(record, partial)
             if staged:
                 staged.commit()
             else:
@@ -377,7 +483,22 @@ class Job:
         if record.bn_statistics is False:
             self.warn(_no_statistics(self.entry.id, record.file))
         path = checkpoint_in(folder) if staged else final
-        return Fetched(path, final, record, from_cache=False, held=held)
+        return Fetched(path, final, record, from_cache=False, held=held, companions=companions)
+
+    def complete(self, source: PlannedSource, record: Record, beside: Sequence[Beside]) -> Fetched:
+        """Install companions beside a main file that stays."""
+        final = self.home.artefact_folder(self.entry.id) / source.file
+        with ExitStack() as stack:
+            if any(one.partial for one in beside):
+                folder = self.home.unpacked_folder(self.entry.id)
+                base = stack.enter_context(_seen_together(folder, final, final, beside))
+                record = self._fitting(record, base, b"")
+            companions = _named(beside, main_stays=True)
+        record = replace(record, companions={one.file: one.sha256 for one in companions})
+        write_json(_record_path(final), record.to_json())
+        self.home.touch(self.entry.id)
+        path = checkpoint_of(self.home, record) or final
+        return Fetched(path, final, record, False, self.entry.expected, companions)
 
     def _fitting(self, record: Record, path: Path, head: bytes) -> Record:
         """Refuse what came when it is not the entry's checkpoint; the record says what is in it."""
@@ -424,7 +545,34 @@ class Job:
             ckptkit_version=__version__,
             note=note,
             bn_statistics=source.bn_statistics,
+            part_of=self.part_of,
         )
+
+
+def _named(beside: Sequence[Beside], *, main_stays: bool) -> tuple[Record, ...]:
+    """Give the companions that wait their final names; returns the records of all."""
+    for one in beside:
+        if one.partial is not None:
+            one.record = one.job.put(one.source, one.partial, main_stays=main_stays)
+    return tuple(one.record for one in beside if one.record is not None)
+
+
+@contextmanager
+def _seen_together(folder: Path, final: Path, main: Path, beside: Sequence[Beside]) -> Iterator[Path]:
+    """Links to a main file and its companions under their final names, in a folder that goes afterwards."""
+    places = {final.name: main}
+    places |= {
+        one.source.file: one.partial.path if one.partial else final.with_name(one.source.file)
+        for one in beside
+    }
+    with StagedFolder(folder) as staged:
+        for name, place in places.items():
+            with translated(final.with_name(name)):
+                try:
+                    (staged.path / name).symlink_to(place.absolute())
+                except OSError:  # on Windows, who may not make such links
+                    (staged.path / name).hardlink_to(place)
+        yield staged.path / final.name
 
 
 def _without_path(error: CkptkitError, path: Path) -> str:

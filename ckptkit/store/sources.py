@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from ckptkit.base.errors import UsageError
+from ckptkit.base.errors import NotFoundError, UsageError
+from ckptkit.base.text import counted
 from ckptkit.base.urls import full_url, public_url, scrubbed
 from ckptkit.store.cache import is_safe_file_name
 
 if TYPE_CHECKING:
-    from ckptkit.registry.schema import Entry
+    from ckptkit.registry.schema import Companion, Entry
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,12 @@ class PlannedSource:
     file: str  # the artefact's name in the cache
     # Whether the file has the BatchNorm moving statistics; None where the registry does not say
     bn_statistics: bool | None = None
+    beside: tuple[PlannedSource, ...] = ()  # the entry's companions, from the same place
 
 
 def plan_sources(entry: Entry, mirrors: Sequence[Mirror] = ()) -> list[PlannedSource]:
     """Sources that can be downloaded, in the order they are tried."""
-    return [
+    found = [
         PlannedSource(
             public_url(source.url),
             resolve(full_url(source.url), mirrors),
@@ -41,6 +43,8 @@ def plan_sources(entry: Entry, mirrors: Sequence[Mirror] = ()) -> list[PlannedSo
         for source in entry.sources
         if not source.manual
     ]
+    beside = [plan_sources(one, mirrors) for one in entry.files[1:]]
+    return [replace(source, beside=tuple(row[n] for row in beside)) for n, source in enumerate(found)]
 
 
 def source_of_file(entry: Entry, file: Path) -> PlannedSource:
@@ -50,11 +54,26 @@ def source_of_file(entry: Entry, file: Path) -> PlannedSource:
     if planned:
         # Which of several uploads a renamed file is cannot be known, nor whether it has statistics.
         chosen = same[0] if same else replace(planned[0], bn_statistics=None)
-        return replace(chosen, used_url=file.as_uri())
-    if not entry.sources:
+    elif not entry.sources:
         raise UsageError(f"{entry.id} has no source", hint="add one to the registry")
-    name = file.name if is_safe_file_name(file.name) else f"{entry.id}.bin"
-    return PlannedSource(entry.sources[0].url, file.as_uri(), name, entry.sources[0].bn_statistics)
+    else:
+        name = file.name if is_safe_file_name(file.name) else f"{entry.id}.bin"
+        chosen = PlannedSource(entry.sources[0].url, "", name, entry.sources[0].bn_statistics)
+    beside = (_of_companion(entry, one, file, chosen.url) for one in entry.companions)
+    return replace(chosen, used_url=file.as_uri(), beside=tuple(beside))
+
+
+def _of_companion(entry: Entry, companion: Companion, file: Path, url: str) -> PlannedSource:
+    """A companion on this disk: in the folder of the main file, or where it is published relative to it."""
+    places = [file.with_name(companion.name), file.parent / companion.path]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise NotFoundError(
+            f"{places[0]}: no such file",
+            hint=f"{entry.id} is published as {counted(1 + len(entry.companions), 'file')}; "
+            f"put all of them beside {file.name}",
+        )
+    return PlannedSource(public_url(companion.url(url)), found.resolve().as_uri(), companion.name)
 
 
 def file_name_of(url: str, id: str) -> str:

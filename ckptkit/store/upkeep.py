@@ -299,7 +299,10 @@ def _artefacts(home: Home, id: str) -> Iterator[Item]:
     folder = home.artefact_folder(id)
     records = {record.file: record for record in home.records(id)}
     for file, record in records.items():
-        yield Item("artefact", folder / file, *_seen(folder / file, record))
+        size, state = _seen(folder / file, record)
+        if record.part_of and record.part_of not in records:
+            state = "unfinished"
+        yield Item("artefact", folder / file, size, state)
     for path in unrecorded(home, id, list(records.values())):
         yield Item("artefact", path, tree_size(path), "no record")
 
