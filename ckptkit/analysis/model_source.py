@@ -15,6 +15,7 @@ from ckptkit.families.base import Family, family_of_variant, get_family, is_vari
 from ckptkit.families.binding import Weights
 from ckptkit.families.recognition import require_recognition
 from ckptkit.models import Framework, create_model
+from ckptkit.models.images.classes import TAGS, read_tags
 from ckptkit.models.images.preprocessing import DEFAULT_INTERPOLATION, Preprocessing, normalization_by
 from ckptkit.models.synth import is_synthetic
 from ckptkit.parity.inputs import normalization_in, resolution_in
@@ -63,6 +64,18 @@ class ModelSource:
         """Whether each output is a tag by itself, rather than one of the classes of which one is right."""
         layout = self.family.layouts.get(self.layout or "")
         return self.metadata.get("outputs") == "tags" or (layout is not None and layout.tags)
+
+    def tag_names(self) -> tuple[str, ...] | None:
+        """What its tags are called, if their publisher's list is beside the file or in the entry's cache."""
+        if not self.has_tags or self.num_classes is None:
+            return None
+        path = self.located.path
+        folders = [path, *path.absolute().parents[:2]]
+        record = self.workspace.home.record(self.origin.id) if self.origin else None
+        if record is not None:
+            folders.append(self.workspace.home.artefact(record).parent)
+        found = next((folder / TAGS for folder in folders if (folder / TAGS).is_file()), None)
+        return None if found is None else read_tags(found, self.num_classes)
 
     def known_settings(self) -> dict[str, Any]:
         """Behaviour settings that were given, or that the entry or the file states."""

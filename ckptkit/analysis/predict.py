@@ -29,9 +29,12 @@ if TYPE_CHECKING:
 DEFAULT_TOP = 5
 DEFAULT_BATCH_SIZE = 8
 
+TAGS = (
+    "the head has {} tags, each with a probability of its own (a sigmoid). Pictures are cut to a square; "
+    "the tagger's publisher pads them with white"
+)
 ONLY_TAGS = (
-    "the head has {} tags, each with a probability of its own (a sigmoid); what they are called is not "
-    "known, only their numbers. Pictures are cut to a square; the tagger's publisher pads them with white"
+    "what the tags are called is not known, only their numbers: no selected_tags.csv is beside the file"
 )
 ONLY_NUMBERS = (
     "the head has {} classes, not ImageNet's 1,000: what they are called is not known, only their numbers"
@@ -46,7 +49,7 @@ class Guess:
     index: int  # place among the logits
     probability: float  # of the softmax over all classes; a tagger's sigmoid
     wnid: str | None = None  # WordNet id and usual word
-    name: str | None = None
+    name: str | None = None  # or the tag's
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,9 +76,10 @@ class Prediction(Shown):
         """The classes, likeliest first."""
         columns = [Column(figure, numeric=True) for figure in ("rank", "probability", "class")]
         rows = [[str(one.rank), f"{one.probability:.2%}", str(one.index)] for one in self.top]
-        if self.best.name is not None:
-            columns += [Column("wnid"), Column("name")]
-            rows = [[*row, str(one.wnid), str(one.name)] for row, one in zip(rows, self.top, strict=True)]
+        for heading in ("wnid", "name"):
+            if getattr(self.best, heading) is not None:
+                columns.append(Column(heading))
+                rows = [[*row, getattr(one, heading)] for row, one in zip(rows, self.top, strict=True)]
         return Table(columns, rows)
 
     def pieces(self) -> Iterator[Piece]:
@@ -143,6 +147,11 @@ class Predictor:
             )
 
     @cached_property
+    def tag_names(self) -> tuple[str, ...] | None:
+        """What a tagger's tags are called; None where it is not known."""
+        return self.source.tag_names()
+
+    @cached_property
     def _runner(self) -> Runner:
         return open_runner(self.source, self.framework, "cpu")
 
@@ -194,7 +203,7 @@ class Predictor:
                     f"the model's answer to {name} contains NaN or infinite values",
                     hint=command("verify", self.source.name),
                 )
-            top = rank(values, self.top, tags=self.source.has_tags)
+            top = rank(values, self.top, tags=self.source.has_tags, tag_names=self.tag_names)
             yield Prediction(name, top, self.source, self.framework, extra)
 
 
@@ -220,7 +229,9 @@ def predict_images(
         return Predictions(Predictor(source, builder, top, batch_size).predict(gathering.pictures))
 
 
-def rank(logits: Array, top: int, *, tags: bool = False) -> tuple[Guess, ...]:
+def rank(
+    logits: Array, top: int, *, tags: bool = False, tag_names: Sequence[str] | None = None
+) -> tuple[Guess, ...]:
     """Turn one picture's logits into the likeliest classes, or tags, of which several can hold.
 
     ``logits``: (classes,); 1,000 of them are ImageNet-1K's.
@@ -238,15 +249,16 @@ def rank(logits: Array, top: int, *, tags: bool = False) -> tuple[Guess, ...]:
     else:
         powers = numpy.exp(logits.astype(numpy.float64) - logits.max())
         probabilities = powers / powers.sum()
-    names = imagenet_classes() if len(logits) == len(imagenet_classes()) and not tags else None
+    classes = imagenet_classes() if len(logits) == len(imagenet_classes()) and not tags else None
+    names = [one.name for one in classes] if classes else tag_names
     order = numpy.argsort(-probabilities, kind="stable")[:top].tolist()
     return tuple(
         Guess(
             place,
             index,
             float(probabilities[index]),
-            names[index].wnid if names else None,
-            names[index].name if names else None,
+            classes[index].wnid if classes else None,
+            names[index] if names else None,
         )
         for place, index in enumerate(order, start=1)
     )

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from ckptkit.analysis.model_source import ModelSource
     from ckptkit.analysis.predict import Prediction, Predictor
     from ckptkit.cli.output import Results
     from ckptkit.models import Framework
@@ -110,7 +109,7 @@ def predict(
         if gathering.pictures:
             source = stack.enter_context(chosen.of(what).open(state.workspace()))
             predictor = Predictor(source, runs_in, DEFAULT_TOP if top is None else top, batch_size)
-            _note_model(state.output, source, runs_in)
+            _note_model(state.output, predictor, runs_in)
             has_room = run.form == "blocks" and len(gathering.pictures) <= _WITH_PICTURES
             renderer = _renderer(state.output) if thumbnails and has_room else None
             run.predict(predictor, gathering, renderer, check=check_preprocessing)
@@ -209,15 +208,18 @@ def _gathered(state: State, images: list[str], *, recursive: bool, most_at_once:
     return gathering
 
 
-def _note_model(output: Output, source: ModelSource, framework: Framework) -> None:
-    from ckptkit.analysis.predict import ONLY_NUMBERS, ONLY_TAGS
+def _note_model(output: Output, predictor: Predictor, framework: Framework) -> None:
+    from ckptkit.analysis.predict import ONLY_NUMBERS, ONLY_TAGS, TAGS
     from ckptkit.analysis.runner import FRAMEWORK_NAMES
 
+    source = predictor.source
     output.note(f"{source.name}: {source.variant} in {FRAMEWORK_NAMES[framework]}; {source.preprocessing}")
     if source.synthetic:
         output.warn(_MEANINGLESS)
     if source.has_tags:
-        output.note(f"note: {ONLY_TAGS.format(source.num_classes)}")
+        output.note(f"note: {TAGS.format(source.num_classes)}")
+        if predictor.tag_names is None:
+            output.note(f"note: {ONLY_TAGS}")
     elif source.num_classes != 1000:
         output.note(f"note: {ONLY_NUMBERS.format(source.num_classes)}")
 

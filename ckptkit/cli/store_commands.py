@@ -353,10 +353,7 @@ def _print_plan(
         }
         plans.append(plan)
     columns = [Column("id"), Column("action"), Column("size", numeric=True), Column("from"), Column("to")]
-    rows = [
-        [plan["id"], plan["action"], _size_in_words(plan["size"]), plan["from"][0], plan["to"]]
-        for plan in plans
-    ]
+    rows = [[plan["id"], plan["action"], _size_in_words(plan), plan["from"][0], plan["to"]] for plan in plans]
     state.output.result(plans, lambda: state.output.table(columns, rows))
     chosen = [each for plan, each in zip(plans, sizes, strict=True) if plan["action"] == "fetch"]
     if wanted := [size for each in chosen for size in each]:
@@ -384,8 +381,9 @@ def _sizes(entries: Sequence[Entry], mirrors: Sequence[Mirror], *, offline: bool
     return [[next(sizes) for _ in each] for each in files]
 
 
-def _size_in_words(size: int | None) -> str:
-    return "unknown" if size is None else human_bytes(size)
+def _size_in_words(plan: dict[str, Any]) -> str:
+    size, several = plan["size"], f" in {plan['files']} files" if plan["files"] > 1 else ""
+    return ("unknown" if size is None else human_bytes(size)) + several
 
 
 def _in_all(sizes: Sequence[int | None]) -> str:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ckptkit.base.errors import UsageError
+from ckptkit.base.errors import FormatError, UsageError
+from ckptkit.base.files import open_named, storage_error
 from ckptkit.base.text import counted
 
+_MOST_TAGS = 64 << 20
 _TABLE = Path(__file__).with_name("imagenet_classes.tsv")
 
 
@@ -39,6 +41,31 @@ def imagenet_classes() -> tuple[ImageClass, ...]:
         ImageClass(index, wnid, tuple(words.split(", ")))
         for index, (wnid, _, words) in enumerate(line.partition("\t") for line in lines)
     )
+
+
+TAGS = "selected_tags.csv"
+"""What the publisher of the WD taggers calls the list of their tags."""
+
+
+def read_tags(path: Path, count: int) -> tuple[str, ...]:
+    """The names in a tagger's list of tags, a row for each output: CSV with a column ``name``."""
+    import csv
+    import io
+
+    try:
+        with open_named(path) as stream:
+            text = stream.read(_MOST_TAGS + 1).decode("utf-8-sig")
+        if len(text) > _MOST_TAGS:
+            raise ValueError(f"larger than {_MOST_TAGS:,} bytes")
+        names = tuple(row["name"] for row in csv.DictReader(io.StringIO(text, newline="")))
+    except OSError as error:
+        raise storage_error(error, path) from error
+    except (ValueError, csv.Error, KeyError) as error:
+        why = "no column 'name'" if isinstance(error, KeyError) else str(error)
+        raise FormatError(path, f"not a list of tags: {why}") from error
+    if len(names) != count or None in names:
+        raise FormatError(path, f"a list of {counted(len(names), 'tag')}, of a model with {count:,}")
+    return names
 
 
 def find_class(text: str, classes: Sequence[ImageClass] | None = None) -> ImageClass:

@@ -7,7 +7,9 @@ the published variable names, whose pairs with deeplab2's are in ``wd_rules.json
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,13 @@ import numpy as np
 import pytest
 
 import ckptkit
-from ckptkit.base.errors import ConversionError, UsageError
+from ckptkit.base.errors import ConversionError, FormatError, UsageError
 from ckptkit.families.base import Structure, get_family
 from ckptkit.families.moat.config import MOAT_CONFIGS, MoatConfig
+from ckptkit.models.images.classes import read_tags
 from ckptkit.models.synth import Synthetic, write_checkpoint
 from tests.support.commands import runner
+from tests.support.http_server import FaultServer
 from tests.support.moat_reference import GOLDEN_FOLDER, golden_input, moat_variables
 
 TOLERANCE = 5e-6
@@ -136,6 +140,99 @@ def test_predict_gives_each_tag_its_own_probability(tiny, tmp_path, converted):
     by_tag = np.array([guess.probability for guess in sorted(found.top, key=lambda one: one.index)])
     np.testing.assert_allclose(by_tag, wanted, rtol=0, atol=1e-6)
     assert found.best.name is None and by_tag.sum() > 2
+
+
+TAGS = "tag_id,name,category,count\n" + "".join(f'{n},"tag_{n}, one",0,9\n' for n in range(20))
+
+
+def test_predict_with_the_publishers_names_of_the_tags(tiny, tmp_path):
+    pytest.importorskip("torch")
+    image = pytest.importorskip("PIL.Image")
+    folder = tmp_path / "model"
+    shutil.copytree(VARIABLES.parent, folder / "variables")
+    (folder / "selected_tags.csv").write_text(TAGS)
+    picture = image.fromarray(pixels(64)[0][..., ::-1].astype(np.uint8))
+
+    def predicted():
+        path = folder / "variables" / "variables.index"
+        return ckptkit.predict(path, picture, top=3, resolution=64, settings={"window_size": [2, None]})[0]
+
+    found = predicted()
+    with np.load(GOLDEN_FOLDER / "wd_tiny_64.npz") as golden:
+        best = int(golden["probabilities"][0].argmax())
+    assert (found.best.index, found.best.name, found.best.wnid) == (best, f"tag_{best}, one", None)
+    assert [column.heading for column in found.table().columns] == ["rank", "probability", "class", "name"]
+    (folder / "selected_tags.csv").write_text(TAGS.rpartition("\n19,")[0])
+    with pytest.raises(FormatError, match="a list of 19 tags, of a model with 20"):
+        predicted()
+
+
+@pytest.mark.parametrize("text", ["tag_id,category\n1,0\n", "\0", "name\na\n,b"], ids=repr)
+def test_what_is_no_list_of_tags(tmp_path, text):
+    (tmp_path / "tags.csv").write_text(text)
+    with pytest.raises(FormatError, match=r"tags.csv: (not a list of tags|a list of)"):
+        read_tags(tmp_path / "tags.csv", 20)
+
+
+def test_a_tagger_published_as_files_goes_all_the_way(tiny, tmp_path, capsys):
+    """Fetch, verify, inspect, convert: the checkpoint is two files, and the list of tags comes with it."""
+    files = {f"/w/variables/{path.name}": path.read_bytes() for path in VARIABLES.parent.iterdir()}
+    files["/w/selected_tags.csv"] = TAGS.encode()
+    stated = {
+        path: {"sha256": hashlib.sha256(body).hexdigest(), "size": len(body)} for path, body in files.items()
+    }
+    with FaultServer() as server:
+        for path, body in files.items():
+            server.serve(path, body)
+        index, data, tags = sorted(files, key=lambda path: (".csv" in path, ".data" in path))
+        row = {
+            **{"id": "tiny-tagger", "family": "moat", "variant": tiny, "layout": "wd-tagger", "format": "tf"},
+            **{"display_name": "tagger", "task": "multi-label-tagging", "num_classes": 20, "pos_emb": False},
+            **{"window_size": [2, None], "test_resolution": 64, "train_resolution": 64},
+            "sources": [{"url": server.url(index)}],
+            "companions": [
+                {"path": Path(data).name, **stated[data]},
+                {"path": "../selected_tags.csv", **stated[tags]},
+            ],
+            **stated[index],
+            "checksum_page": server.url("/commit"),
+        }
+        overlay = tmp_path / "mine.yaml"
+        overlay.write_text(json.dumps({"entries": [row]}))
+        registry = ["--registry", overlay]
+
+        def run(*arguments):
+            done = runner(capsys)(*arguments, *registry)
+            assert done.code == 0, done.err
+            return done
+
+        far = run("inspect", "tiny-tagger")
+        assert "wd-tagger" in far.out and "reading the header" in far.err
+        size = sum(map(len, files.values()))
+        plan = json.loads(run("fetch", "tiny-tagger", "--dry-run", "--json").out)[0]
+        assert (plan["size"], plan["files"], plan["action"]) == (size, 3, "fetch")
+        fetched = run("fetch", "tiny-tagger")
+        assert "sha256 as the publisher says" in fetched.err and "and 2 files beside it" in fetched.err
+        path = Path(fetched.out.strip())
+        assert path.name == "variables.index"
+        verified = run("verify", "tiny-tagger", "--deep", "--verbose")
+        assert "as the publisher states" in verified.out
+        assert all(one["sha256"] in verified.out for one in stated.values())
+        converted = Path(run("convert", "tiny-tagger", "--to", "safetensors").out.split()[-1])
+        assert "already up to date" in run("convert", "tiny-tagger", "--to", "safetensors").err
+        shown = run("show", "tiny-tagger").out
+        assert shown.index("../selected_tags.csv") < shown.index("each stated by the publisher at http")
+        sums = run("cache", "checksums", "tiny-tagger").out
+        assert {line.split()[0] for line in sums.splitlines()} == {one["sha256"] for one in stated.values()}
+        assert "intact" in run("cache", "ls").out
+    pytest.importorskip("torch")
+    found = logits(tiny, converted, 64)
+    assert departure(found, recorded_tiny()) <= TOLERANCE
+    (path.parent / Path(data).name).write_bytes(b"?" + files[data][1:])
+    (path.parent / "selected_tags.csv").unlink()
+    verified = runner(capsys)("verify", "tiny-tagger", *registry)
+    assert verified.code == 1 and f"{Path(data).name}: sha256 is" in verified.out
+    assert "selected_tags.csv is not there" in verified.out
 
 
 def test_a_classifier_is_no_tagger(tmp_path):
