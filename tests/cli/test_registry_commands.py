@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.numpy import save_file
 
+import ckptkit
 from ckptkit.cli import completion
 from ckptkit.models.synth import Synthetic, write_checkpoint
 from ckptkit.registry import edit, loading
@@ -685,3 +687,85 @@ def test_a_branch_is_written_as_the_commit_that_it_is(
         assert (offline.code, "give the whole commit" in offline.err) == (4, True)
         unknown = run("registry", "add", "mine", url, *what, "--revision", "nosuch")
         assert (unknown.code, "404" in unknown.err) == (4, True)
+
+
+# -- several files
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory, moganet: Path) -> Path:
+    """moganet-xt as shards with their index."""
+    folder = tmp_path_factory.mktemp("shards")
+    arrays = ckptkit.load(moganet, layout="torch")
+    where = {name: f"xt-0000{1 + number % 2}-of-00002.safetensors" for number, name in enumerate(arrays)}
+    for shard in set(where.values()):
+        save_file({name: arrays[name] for name in where if where[name] == shard}, folder / shard)
+    index = folder / "xt.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return index
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["add --pin", "fetch and pin"])
+def test_an_entry_in_several_files_is_added_fetched_and_pinned(
+    run: Runner, tmp_path: Path, shards: Path, at_once: bool
+) -> None:
+    mine = tmp_path / "mine.yaml"
+    names = sorted(path.name for path in shards.parent.glob("*.safetensors"))
+    assert len(names) > 1
+    companions = [word for name in names for word in ("--companion", name)]
+    options = ["--checkpoint", shards, *["--pin"] * at_once]
+    added = run("registry", "add", "my-xt", shards.as_uri(), "--file", mine, *companions, *options)
+    assert added.code == 0, added.err
+    assert run("registry", "validate", mine).code == 0
+    if not at_once:
+        assert entry_in(mine, "my-xt")["companions"] == [{"path": name} for name in names]
+        mine.write_text(mine.read_text() + "\n  # the end\n")
+        assert run("fetch", "my-xt", "--registry", mine).code == 0
+        assert run("registry", "pin", "--all", "--registry", mine).code == 0
+        assert mine.read_text().endswith("\n  # the end\n")
+    found = entry_in(mine, "my-xt")
+    assert found["sha256"] == sha256_of(shards) and found["hash_provenance"]
+    assert found["companions"] == [
+        {
+            "path": name,
+            "sha256": sha256_of(shards.parent / name),
+            "size": (shards.parent / name).stat().st_size,
+        }
+        for name in names
+    ]
+    fetched = run("fetch", "my-xt", "--registry", mine, "--require-checksum")
+    assert fetched.code == 0, fetched.err
+    assert Path(fetched.out.strip()).name == shards.name
+    again = run("registry", "pin", "my-xt", "--registry", mine)
+    assert again.code == 0 and (at_once or "already up to date" in again.err)
+
+
+def test_a_lock_file_pins_each_of_several_files(run: Runner, tmp_path: Path) -> None:
+    row = {
+        "id": "many",
+        "serves": "container",
+        "sources": [{"url": "https://a.org/i.json"}],
+        "companions": [{"path": "s"}],
+    }
+    row |= {
+        "family": "other",
+        "variant": "x",
+        "display_name": "x",
+        "layout": "torch",
+        "format": "safetensors",
+    }
+    mine = write(tmp_path, json.dumps({"entries": [row]}))
+    LockFile.default().remember("many", "s", LockEntry("b" * 64, 7, WHEN, "https://a.org/s"))
+    lacking = run("registry", "pin", "many", "--registry", mine)
+    assert lacking.code == 3 and "has not been fetched here" in lacking.err
+    LockFile.default().remember("many", "i.json", LockEntry("a" * 64, 3, WHEN, "https://a.org/i.json"))
+    assert run("registry", "pin", "many", "--registry", mine).code == 0
+    found = entry_in(mine, "many")
+    assert (found["sha256"], found["companions"]) == (
+        "a" * 64,
+        [{"path": "s", "sha256": "b" * 64, "size": 7}],
+    )

@@ -127,9 +127,14 @@ def test_rows_of_other_publishers(registry: Registry) -> None:
     tagger, facts = registry["moat2-448-wd-tagger-v2"], SINCE["wd_tagger"]
     assert (tagger.num_classes, tagger.metrics) == (facts["num_classes"], {"F1": facts["F1"]})
     assert tagger.settings == facts["settings"]
-    source = tagger.sources[0]
-    assert source.manual and source.url.split("/tree/")[1].split("/")[0] == facts["revision"]
-    assert all(f["sha256"] in source.note and f"{f['size']:,}" in source.note for f in facts["files"])
+    assert (
+        tagger.is_published_checksum and tagger.is_pinned and tagger.checksum_page.endswith(facts["revision"])
+    )
+    found = {
+        one.sources[0].url.split(f"/resolve/{facts['revision']}/")[1]: (one.size, one.sha256)
+        for one in tagger.files
+    }
+    assert found == {one["path"]: (one["size"], one["sha256"]) for one in facts["files"]}
 
 
 def test_a_figure_of_another_model_is_not_what_an_entry_is_sorted_by(registry: Registry) -> None:
@@ -167,8 +172,8 @@ def test_no_checksum_is_made_up(registry: Registry) -> None:
     observed: dict[str, str] = {}
     pinned = {entry.id: entry.sha256 for entry in registry.values() if entry.hash_provenance is not None}
     assert pinned == observed
-    stated = {entry.sha256 for entry in registry.values() if entry.is_published_checksum}
-    assert stated == {row["sha256"] for row in SINCE["birder"]}
+    stated = {one.sha256 for entry in registry.values() if entry.is_published_checksum for one in entry.files}
+    assert stated == {row["sha256"] for row in (*SINCE["birder"], *SINCE["wd_tagger"]["files"])}
     assert "Nobody has published a checksum" in built_in_path().read_text(encoding="utf-8")
 
 

@@ -106,6 +106,31 @@ WHEN = {"observed_at": "2026-01-02T03:04:05Z", "url": URL}
         ({"config_url": "javascript:alert(1)"}, "config_url", "begins with one of"),
         ({"colour": "red"}, "colour", "not permitted"),
         ({"interpolation": "bicubik"}, "interpolation", "'bicubic'"),
+        *(
+            ({"companions": [{"path": path}]}, "path", "match pattern")
+            for path in (
+                "",
+                "/etc/passwd",
+                "a/../b",
+                "..",
+                "a b",
+                ".metadata",
+                "a\\b",
+                "https://a.org/x",
+                "a?b",
+                "a.",
+            )
+        ),
+        (
+            {"companions": [{"path": "a"}, {"path": "../a"}]},
+            "companions",
+            "a is the name of another of its files",
+        ),
+        ({"companions": [{"path": "x/m.pth"}]}, "companions", "m.pth is the name of another"),
+        ({"companions": [{"path": "m.pth.json"}]}, "companions", "or of that file's record"),
+        ({"companions": [{"path": "a.json"}, {"path": "a"}]}, "companions", "or of that file's record"),
+        ({"companions": [{"path": "a", "sha256": SHA}]}, "hash_provenance", "sha256 is given without"),
+        ({"companions": [{"path": "a", "md5": MD5}]}, "checksum_page", "md5 is given without"),
     ],
 )
 def test_refused(fields: dict[str, Any], at: str | int, message: str) -> None:
@@ -125,6 +150,10 @@ def test_refused(fields: dict[str, Any], at: str | int, message: str) -> None:
         {"sha256": SHA, "hash_provenance": WHEN, "checksum_page": PAGE, "size": 10},
         {"md5": MD5, "checksum_page": PAGE},
         {"size": 10, "checksum_page": PAGE},
+        {
+            "companions": [{"path": "../b/a-1_of=2", "sha256": SHA, "size": 3, "md5": None}],
+            "checksum_page": PAGE,
+        },
         {"md5": MD5, "checksum_page": PAGE, "sha256": SHA, "hash_provenance": WHEN},
         {"task": "depth-estimation", "serves": "container", "family": "other", "variant": "any"},
         {"task": "object-detection", "metrics": {"box_mAP": 39.7, "AP50": 60}, "dataset": "COCO 2017 val"},
@@ -142,7 +171,7 @@ def test_accepted(fields: dict[str, Any]) -> None:
             tuple({"note": "", "bn_statistics": None, "manual": False, **source} for source in value)
             if name == "sources"
             else tuple(value)
-            if name in ("known_deviations", "flops_input")
+            if name in ("known_deviations", "flops_input", "companions")
             else {**value, "note": None}
             if name == "hash_provenance"
             else value
@@ -246,7 +275,7 @@ def test_the_json_schema_describes_a_file() -> None:
     fields = {*Entry.model_fields, *settings}
     assert {"pool_size", "window_size", "attn_force_fp32"} < fields
     assert set(entry["properties"]) == fields
-    assert set(family["properties"]) == fields - {"id", "family", "sources"}
+    assert set(family["properties"]) == fields - {"id", "family", "sources", "companions"}
     assert all("description" in rule for rule in entry["properties"].values())
     # Every reference leads somewhere.
     wanted = {name.rpartition("/")[2] for name in _references(schema)}

@@ -34,13 +34,15 @@ BODY = random_bytes(SIZE)
 PATH = "/x/model.pth"
 
 
-def _child(answer: Connection, url: str, home: Path, prepare: Callable[[Path], None] | None) -> None:
+def _child(
+    answer: Connection, url: str, home: Path, prepare: Callable[[Path], None] | None, fields: dict[str, Any]
+) -> None:
     """Fetch in a process of its own; answer with ("fetched", sha256) or with the error."""
     os.environ["CKPTKIT_TRUST"] = str(home.with_name("trust.json"))  # the server they fork from has another
     try:
         if prepare:
             prepare(home)
-        fetched = fetch(Job(entry_of(url), Home(home), anything))
+        fetched = fetch(Job(entry_of(url, **fields), Home(home), anything))
         answer.send(("fetched", hashlib.sha256(fetched.path.read_bytes()).hexdigest()))
     except CkptkitError as error:
         left = sum(path.stat().st_size for path in home.glob("artefacts/test-entry/.model.pth.*.part"))
@@ -64,9 +66,12 @@ def start(forks: Any, server: FaultServer, tmp_path: Path) -> Iterator[Start]:
     """Start a fetch of the file in a process of its own."""
     running: list[Any] = []
 
-    def begin(home: Path, prepare: Callable[[Path], None] | None = None) -> tuple[Any, Connection]:
+    def begin(
+        home: Path, prepare: Callable[[Path], None] | None = None, **fields: Any
+    ) -> tuple[Any, Connection]:
         ours, theirs = forks.Pipe(duplex=False)
-        process = forks.Process(target=_child, args=(theirs, server.url(PATH), home, prepare), daemon=True)
+        given = (theirs, server.url(PATH), home, prepare, fields)
+        process = forks.Process(target=_child, args=given, daemon=True)
         process.start()
         theirs.close()
         running.append(process)
@@ -122,6 +127,53 @@ def kill_at_random_moments(server: FaultServer, start: Start, folder: Path, time
 
 def test_killed_at_5_random_moments(server: FaultServer, start: Start, tmp_path: Path) -> None:
     kill_at_random_moments(server, start, tmp_path, 5)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_killed_between_the_files_of_an_entry(
+    server: FaultServer, start: Start, tmp_path: Path, known: bool
+) -> None:
+    """A file that is complete is not downloaded again, and the one to open is not there before the others."""
+    beside = {f"/x/shard-{n}": random_bytes(SIZE, seed=n) for n in (7, 8)}
+    files = {PATH: BODY, **beside}
+    for path, body in beside.items():
+        server.serve(path, body)
+    stated = {
+        path: {"sha256": hashlib.sha256(body).hexdigest(), "size": len(body)} if known else {}
+        for path, body in files.items()
+    }
+    provenance = {"hash_provenance": None, "checksum_page": "https://a.org/x"} if known else {}
+    companions = [{"path": Path(path).name, **stated[path]} for path in beside]
+    fields = {**stated[PATH], **provenance, "companions": companions}
+    home = tmp_path / "home"
+    for path, received in (("/x/shard-8", 100_000), (PATH, 200_000)):
+        server.fail(path, slowly(0.02, 20_000))
+        process, answer = start(home, **fields)
+        folder = home / "artefacts" / "test-entry"
+        name = Path(path).name
+        deadline = time.monotonic() + 30
+        while sum(part.stat().st_size for part in folder.glob(f".{name}.*.part")) < received:
+            assert time.monotonic() < deadline and process.is_alive()
+            time.sleep(0.01)
+        process.kill()
+        process.join(10)
+        answer.close()
+        assert process.exitcode == -signal.SIGKILL
+        there = {one.name for one in final_files(home)}
+        complete = {"shard-7"} if path != PATH else {"shard-7", "shard-8"}
+        assert there == (complete if known else set())
+        assert not Home(home).is_cached("test-entry")
+    assert said_by(start(home, **fields)) == FETCHED
+    assert {one.name: one.read_bytes() for one in final_files(home)} == {
+        Path(path).name: body for path, body in files.items()
+    }
+    first, second, main = (server.ranges(path) for path in ("/x/shard-7", "/x/shard-8", PATH))
+    # Of a part that is whole the last byte is asked for again, which tells whether it is still that file.
+    assert first == ([None] if known else [None, SIZE - 1, SIZE - 1])
+    assert second[0] is None and second[1] >= 100_000
+    assert second[2:] == ([] if known else [SIZE - 1])
+    assert main[0] is None and main[1] >= 200_000 and len(main) == 2
+    assert not [path.name for path in (home / "artefacts" / "test-entry").glob(".*")]
 
 
 @pytest.mark.slow
