@@ -84,6 +84,7 @@ class Located:
     trusted: ExpectedChecksum | None = None
     server_hashes: tuple[str, ...] = ()  # kinds of checksum that the server gave, and that held
     companions: tuple[Located, ...] = ()  # the other files of an entry that is published as several
+    identity: str | None = None  # what tells the bytes of all its files from others
     state_dict: str | None = None  # which of several is meant: the keys to it, joined by dots
     strip_prefix: tuple[str, ...] = ()  # what to take off the front of its tensors' names, in this order
     where_it_fits: bool = False  # these two were given for another file, and apply only where they fit
@@ -335,4 +336,13 @@ class Workspace:
             file, known = artefact.with_name(companion.name), here.get(companion.name)
             beside.append(self._located(file, alone, file, known) if known else Located(file, alone, file))
         hashes = tuple(sorted(record.server_hashes))
-        return Located(path, entry, artefact, record.sha256, trusted, hashes, tuple(beside))
+        return Located(
+            path,
+            entry,
+            artefact,
+            record.sha256,
+            trusted,
+            hashes,
+            companions=tuple(beside),
+            identity=record.identity,
+        )

@@ -226,7 +226,8 @@ def _scan(context: typer.Context, what: list[str], sarif: Path | None) -> None:
             for name in names:
                 with work.one(name):
                     located = workspace.locate(name, fetch=False)
-                    report = scan_path(located.artefact or located.path)
+                    alone = located.artefact or located.path
+                    report = scan_path(alone.parent if located.companions else alone)
                     reports.append(report)
                     gap = [""] * (len(reports) > 1)
                     pieces = [*gap, *report.pieces(everything=state.output.verbose)]

@@ -268,7 +268,7 @@ _UNKNOWN = "0" * 64
 
 
 class Provenance:
-    """What identifies a source: sha256 of the published file, of a single file, or of a bundle's index.
+    """What identifies a source: sha256 of what is published, of a single file, or of a bundle's index.
 
     A TensorFlow checkpoint is several files; its index holds the crc32c of every tensor, so the index's
     own sha256 identifies the whole. A large file is hashed by a thread, which lets go of the interpreter
@@ -277,7 +277,7 @@ class Provenance:
 
     def __init__(self, located: Located) -> None:
         self._key, self._file = _identifying_file(located.path)
-        self._known = located.sha256
+        self._known = located.identity or located.sha256
         if self._known:
             self._key = "source_sha256"
         self._stop = threading.Event()

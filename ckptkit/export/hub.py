@@ -285,9 +285,12 @@ def _percent(value: float | None) -> str | None:
 
 
 def _provenance(source: ModelSource, config: ModelConfig) -> str:
+    file = "published file" if source.entry else "source file"
+    if source.entry and source.entry.companions and source.entry.format != "tf":
+        file = "published files, as sha256sum lists them"
     names = {
         "source_url": "published at",
-        "source_sha256": "sha256 of the published file" if source.entry else "sha256 of the source file",
+        "source_sha256": f"sha256 of the {file}",
         "source_index_sha256": "sha256 of the source's index",
         "weights": "copy of the weights",
         "bn_statistics": "BatchNorm statistics",

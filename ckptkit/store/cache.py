@@ -15,6 +15,7 @@ Light to import: `ckptkit list` asks it about every entry, so nothing heavy is i
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -73,6 +74,20 @@ class Record:
     companions: Mapping[str, str] = field(default_factory=dict)
     # What had this name before with other bytes, oldest first: sha256, size, fetched_at, used_url
     previous: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def identity(self) -> str:
+        """The sha256 that tells its bytes, and its companions', from others.
+
+        A TensorFlow index holds the checksums of its data, so its own will do; of other files it is that of
+        what ``sha256sum`` prints for them.
+        """
+        if not self.companions or self.file.endswith(".index"):
+            return self.sha256
+        lines = (
+            f"{sha256}  {file}\n" for file, sha256 in {self.file: self.sha256, **self.companions}.items()
+        )
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def to_json(self) -> str:
         """Text of the record file."""

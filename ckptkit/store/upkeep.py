@@ -346,7 +346,7 @@ def _state_of_conversion(path: Path, record: Record | None) -> State:
             source = reader.metadata.get("source_sha256")
     except CkptkitError:
         return "damaged"
-    return "stale" if record and source and source != record.sha256 else "intact"
+    return "stale" if record and source and source != record.identity else "intact"
 
 
 def _conversions(folder: Path) -> Iterator[tuple[Path, list[Path]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -170,6 +171,17 @@ def test_the_lock_file_has_each_file(server: FaultServer, store: Store) -> None:
     assert [one.sha256 for one in history] == [hashlib.sha256(SHARDED[shard]).hexdigest()]
     again = store.fetch(entry, require_checksum=True, fits=fits)
     assert again.from_cache
+
+
+def test_what_tells_a_checkpoint_from_another(server: FaultServer, store: Store) -> None:
+    """An index of shards is the same whatever is in them; a TensorFlow index has checksums of its data."""
+    bundle = store.fetch(several(server, BUNDLE))
+    assert bundle.record.identity == bundle.record.sha256
+    store.fetch(several(server, SHARDED, known=False, id="sharded"))
+    folder = store.home.artefact_folder("sharded")
+    listed = subprocess.run(["sha256sum", *SHARDED], cwd=folder, capture_output=True, check=True).stdout
+    record = store.home.record("sharded")
+    assert record and record.identity == hashlib.sha256(listed).hexdigest()
 
 
 def test_a_checksum_must_be_known_of_each(server: FaultServer, store: Store) -> None:

@@ -321,8 +321,8 @@ def checkpoint_stamp(source: ModelSource) -> str:
     located = source.located
     if source.made:
         return f"synthetic {source.name}"
-    if located.sha256:
-        return located.sha256
+    if located.identity:
+        return located.identity
     path = located.path
     if path.is_dir():
         files = sorted(one for one in path.iterdir() if one.is_file())
