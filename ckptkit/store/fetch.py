@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -44,6 +44,7 @@ from ckptkit.store.unpack import EarlyUnpack
 
 if TYPE_CHECKING:
     from ckptkit.registry.schema import Entry
+    from ckptkit.store.cache import Record
 
 Result = TypeVar("Result")
 
@@ -56,7 +57,7 @@ def fetch(job: Job) -> Fetched:
     id = job.entry.id
     job.lock_file.files(id)  # a damaged lock file is refused before anything is downloaded
     if job.require_checksum:
-        records = [record.file for record in job.home.records(id)]
+        records = [record.file for record in job.home.records(id) if not record.part_of]
         job.refuse_unknown([*(source.file for source in plan_sources(job.entry)), *records])
         for companion in job.entry.companions:
             job.of(companion.name, "").refuse_unknown([companion.name])
@@ -188,13 +189,17 @@ def _at_commit(source: PlannedSource, opener: Opener) -> PlannedSource:
 def _take(job: Job, source: PlannedSource, opener: Opener) -> Fetched:
     """Have every file of one source, the main one last, so that it is never there without the others."""
     with ExitStack() as stack:
-        if source.beside:
-            job = _with_one_bar(job, source, stack)
-        main = job.kept(source) if source.beside else None
+        kept = {one.file: one_job.kept(one) for one_job, one in job.each(source)} if source.beside else {}
+        if kept:
+            job = _with_one_bar(job, source, kept, stack)
+        main = kept.get(source.file)
         beside: list[Beside] = []
         try:
             for one_job, one in job.each(source)[:-1]:
-                beside.append(_companion(one_job, one, opener, stack, main_stays=main is not None))
+                if record := kept[one.file]:
+                    beside.append(Beside(one_job, one, one_job.known(one.file), record))
+                else:
+                    beside.append(_companion(one_job, one, opener, stack, main_stays=main is not None))
             if main is not None:
                 return job.complete(source, main, beside)
             part = _part(job, source, stack)
@@ -212,12 +217,7 @@ def _take(job: Job, source: PlannedSource, opener: Opener) -> Fetched:
 def _companion(
     job: Job, source: PlannedSource, opener: Opener, stack: ExitStack, *, main_stays: bool
 ) -> Beside:
-    """A companion as it is here, or as it comes; one of a known checksum gets its final name at once."""
-    if record := job.kept(source):
-        if job.progress:
-            with job.progress("", record.size) as advance:
-                advance(record.size)
-        return Beside(job, source, job.entry.expected, record)
+    """A companion as it comes; one of a known checksum gets its final name at once."""
     part = _part(job, source, stack)
 
     def settle(checked: Checked) -> Beside:
@@ -284,18 +284,21 @@ def _receive(
         raise
 
 
-def _with_one_bar(job: Job, source: PlannedSource, stack: ExitStack) -> Job:
+def _with_one_bar(
+    job: Job, source: PlannedSource, kept: Mapping[str, Record | None], stack: ExitStack
+) -> Job:
     """Ask for space for all files together, and count them all in one bar, where their sizes are known."""
     total = job.entry.total_size
     if total is None:
         return job
     folder = job.home.artefact_folder(job.entry.id)
-    here = sum(record.size for one_job, one in job.each(source) if (record := one_job.kept(one)))
+    here = sum(record.size for record in kept.values() if record)
     arrived = sum(path.stat().st_size for path in folder.glob(".*.part") if is_own_file(path))
     require_space(folder, total - here - arrived, source.file)
     if job.progress is None:
         return job
     advance = stack.enter_context(job.progress(f"fetching {job.entry.id}", total))
+    advance(here)
 
     @contextmanager
     def in_it(_name: str, _total: int | None, /, *, unit: str = "bytes") -> Iterator[Advance]:

@@ -101,7 +101,7 @@ class Beside:
 
     job: Job
     source: PlannedSource
-    held: tuple[ExpectedChecksum, ...] = ()
+    held: tuple[ExpectedChecksum, ...]
     record: Record | None = None
     partial: Partial | None = None
 
@@ -210,7 +210,8 @@ class Job:
     def kept(self, source: PlannedSource) -> Record | None:
         """The record of one file of several that is here, if a checksum known from elsewhere holds."""
         final = self.home.artefact_folder(self.entry.id) / source.file
-        record = None if self.force else read_record(_record_path(final))
+        is_fresh = self.force or self.note == IMPORTED
+        record = None if is_fresh else read_record(_record_path(final))
         if record is None or record.id != self.entry.id or not self._vouches(record):
             return None
         try:
@@ -264,10 +265,14 @@ class Job:
             return f"no checksum of it is known from elsewhere, and {self.lock_file.path} has none"
         return None
 
+    def known(self, file: str) -> tuple[ExpectedChecksum, ...]:
+        """What is known of a file from elsewhere than the download that brings it; the pin decides."""
+        trusted = None if self.entry.sha256 else self.lock_file.expected(self.entry.id, file)
+        return (*self.entry.expected, *([trusted] if trusted else []))
+
     def _vouches(self, record: Record) -> bool:
         """Whether a checksum that is known from elsewhere is that of cached bytes."""
-        trusted = self.lock_file.get(self.entry.id, record.file)
-        return (self.entry.sha256 or (trusted and trusted.sha256)) == record.sha256
+        return record.sha256 in [one.value for one in self.known(record.file)]
 
     def _misfit(self, files: Sequence[tuple[Job, Record]], path: Path) -> str | None:
         """Why cached bytes that no checksum vouches for are not the entry's checkpoint."""
@@ -483,7 +488,7 @@ class Job:
         if record.bn_statistics is False:
             self.warn(_no_statistics(self.entry.id, record.file))
         path = checkpoint_in(folder) if staged else final
-        return Fetched(path, final, record, from_cache=False, held=held, companions=companions)
+        return Fetched(path, final, record, False, _held_by_all(held, beside), companions)
 
     def complete(self, source: PlannedSource, record: Record, beside: Sequence[Beside]) -> Fetched:
         """Install companions beside a main file that stays."""
@@ -498,7 +503,8 @@ class Job:
         write_json(_record_path(final), record.to_json())
         self.home.touch(self.entry.id)
         path = checkpoint_of(self.home, record) or final
-        return Fetched(path, final, record, False, self.entry.expected, companions)
+        held = _held_by_all(self.known(record.file), beside)
+        return Fetched(path, final, record, False, held, companions)
 
     def _fitting(self, record: Record, path: Path, head: bytes) -> Record:
         """Refuse what came when it is not the entry's checkpoint; the record says what is in it."""
@@ -547,6 +553,15 @@ class Job:
             bn_statistics=source.bn_statistics,
             part_of=self.part_of,
         )
+
+
+def _held_by_all(held: Sequence[ExpectedChecksum], beside: Sequence[Beside]) -> tuple[ExpectedChecksum, ...]:
+    """The checksums of a main file of which the companions have the like."""
+
+    def like(one: ExpectedChecksum) -> tuple[str, str]:
+        return one.algorithm, one.origin.partition(" (")[0]
+
+    return tuple(one for one in held if all(like(one) in map(like, other.held) for other in beside))
 
 
 def _named(beside: Sequence[Beside], *, main_stays: bool) -> tuple[Record, ...]:

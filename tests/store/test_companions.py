@@ -309,10 +309,33 @@ def test_an_import_takes_the_files_beside(
     fetched = store.import_file(entry, folder)  # the folder will do
     assert there(store) == BUNDLE and fetched.record.note == "imported by hand"
     assert store.import_file(entry, folder / INDEX).from_cache and server.requests == []
-    if known:
-        (folder / DATA).write_bytes(bytes(10))
-        with pytest.raises(CkptkitError, match="with other bytes"):
-            store.import_file(entry, folder)
+    other = bytes(10)
+    (folder / DATA).write_bytes(other)
+    with pytest.raises(CkptkitError, match="with other bytes"):
+        store.import_file(entry, folder)
+    if known:  # whatever the user accepts
+        with pytest.raises(IntegrityError, match="the registry says 432,931"):
+            store.import_file(entry, folder, accept_new=True)
+    else:
+        store.import_file(entry, folder, accept_new=True)
+    assert there(store) == {**BUNDLE, DATA: BUNDLE[DATA] if known else other}
+
+
+def test_a_lone_file_becomes_one_of_several(server: FaultServer, store: Store) -> None:
+    """Only what came into the registry is fetched; the main file is of a known checksum."""
+    entry = several(server, {**BUNDLE, "tags.csv": b"name\n"})
+    store.fetch(entry.model_copy(update={"companions": ()}))
+    fetched = store.fetch(entry, fits=fits)
+    assert [len(server.ranges(f"/x/{name}")) for name in there(store)] == [1, 1, 1]
+    assert [(one.algorithm, one.origin) for one in fetched.held] == [("sha256", "the publisher")]
+    assert store.fetch(entry).from_cache
+
+
+def test_what_is_said_to_hold_holds_for_all(server: FaultServer, store: Store) -> None:
+    entry = several(server, BUNDLE)
+    entry = entry.model_copy(update={"companions": (Companion(path=DATA),)})
+    assert store.fetch(entry, fits=fits).held == ()
+    assert store.fetch(several(server, BUNDLE), force=True).held != ()
 
 
 def test_addresses() -> None:
