@@ -67,7 +67,7 @@ class ModelSource:
 
     def tag_names(self) -> tuple[str, ...] | None:
         """What its tags are called, if their publisher's list is beside the file or in the entry's cache."""
-        if not self.has_tags or self.num_classes is None:
+        if self.num_classes is None:
             return None
         path = self.located.path
         folders = [path, *path.absolute().parents[:2]]

@@ -149,7 +149,7 @@ class Predictor:
     @cached_property
     def tag_names(self) -> tuple[str, ...] | None:
         """What a tagger's tags are called; None where it is not known."""
-        return self.source.tag_names()
+        return self.source.tag_names() if self.source.has_tags else None
 
     @cached_property
     def _runner(self) -> Runner:
