@@ -333,8 +333,6 @@ def check_checksum(located: Located, progress: Progress) -> Check:
         return _check_own_file(located.path, progress)
     if located.companions:
         return _check_each((replace(located, companions=()), *located.companions), progress)
-    if not located.artefact.is_file():
-        return Check(CHECKSUM, "failed", f"{located.artefact.name} is not there")
     found = _hash(located.artefact, located.name, progress, located.entry)
     faults = _other_bytes(found, located.entry, located)
     if faults:
@@ -358,7 +356,11 @@ def check_checksum(located: Located, progress: Progress) -> Check:
 
 def _check_each(files: Sequence[Located], progress: Progress) -> Check:
     """Compare every file of an entry; the verdict is the worst of theirs."""
-    checks = {(one.artefact or one.path).name: check_checksum(one, progress) for one in files}
+    checks = {}
+    for one in files:
+        path = one.artefact or one.path
+        gone = Check(CHECKSUM, "failed", f"{path.name} is not there")
+        checks[path.name] = check_checksum(one, progress) if path.is_file() else gone
     worst = max((check.status for check in checks.values()), key=("ok", "skipped", "failed").index)
     details = dict.fromkeys(check.detail for check in checks.values() if check.status == worst)
     items = (f"{name}: {item}" for name, check in checks.items() for item in check.items)
