@@ -26,7 +26,7 @@ from ckptkit.base.net import (
     SourceGoneError,
 )
 from ckptkit.base.progress import Advance
-from ckptkit.base.urls import is_local, without_secrets
+from ckptkit.base.urls import at_revision, hub_place, is_local, without_secrets
 from ckptkit.store.cache import IMPORTED
 from ckptkit.store.install import Beside, Checked, Fetched, Fits, Job, UnfitError, how_it_came
 from ckptkit.store.openers import Opener, file_path
@@ -182,8 +182,15 @@ def _from_sources(job: Job) -> Fetched:
 def _at_commit(source: PlannedSource, opener: Opener) -> PlannedSource:
     """A source on the Hugging Face hub at the commit of now, so that what is recorded can be had again."""
     used_url = at_commit(source.used_url, opener)
-    url = used_url if source.url == source.used_url else source.url
-    return replace(source, url=url, used_url=used_url)
+    if used_url == source.used_url:
+        return source
+    revision = (hub_place(used_url) or ("", ""))[1]
+    files = [
+        replace(one, url=there if one.url == one.used_url else one.url, used_url=there)
+        for one in (source, *source.beside)
+        if (there := at_revision(one.used_url, revision) or one.used_url)
+    ]
+    return replace(files[0], beside=tuple(files[1:]))
 
 
 def _take(job: Job, source: PlannedSource, opener: Opener) -> Fetched:

@@ -603,7 +603,7 @@ def test_the_built_in_registry_is_written_only_in_a_source_tree_and_by_name(
     ("field", "begun", "offered"),
     [
         ("layout", "", ["deeplab2", "openmixup", "torch", "keras", "wd-tagger", "kecam", "birder"]),
-        ("format", "t", ["tf", "torch"]),
+        ("format", "t", ["tf", "torch", "tf1"]),
         ("weights", "", ["ema", "raw"]),
         ("normalization", "x", []),
     ],

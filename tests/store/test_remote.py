@@ -174,6 +174,24 @@ def test_a_branch_of_the_hub_is_recorded_as_the_commit_that_it_was(
     assert store.fetch(unknown).record.url == "hf://org/name/model.pth"
 
 
+def test_all_files_of_an_entry_are_of_one_commit(
+    objects: Faulty, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "a" * 40
+    monkeypatch.setitem(remote.STORES, "hf", Reached("faulty", "huggingface_hub"))
+    objects.pipe(f"/org/name@{commit}/variables/i", BODY)
+    objects.pipe(f"/org/name@{commit}/tags.csv", OTHER)
+    entry = entry_of("hf://org/name/variables/i", companions=[{"path": "../tags.csv"}])
+    with FaultServer() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.base)
+        said = f'{{"sha": "{commit}", "siblings": []}}'
+        server.serve("/api/models/org/name/revision/main", said.encode())
+        fetched = store.fetch(entry)
+        assert len(server.requests) == 1  # the hub is asked once, for all of them
+    assert [one.url for one in fetched.companions] == [f"hf://org/name@{commit}/tags.csv"]
+    assert sorted(path.read_bytes() == OTHER for path in store.files) == [False, True]
+
+
 class NoCredentialsError(Exception):
     """As botocore calls it."""
 
