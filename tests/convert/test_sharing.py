@@ -106,7 +106,7 @@ def test_nothing_has_its_name_before_the_last_shard(
     assert done.code == 0, done.err
     assert files(folder) == expected
     assert opens(folder, to)
-    assert done.out.strip().endswith({"keras": ".h5", "dcp": ".dcp"}.get(to, ".index.json"))
+    assert done.out.strip().endswith({"keras": ".weights.json", "dcp": ".dcp"}.get(to, ".index.json"))
 
 
 WRITES = """
