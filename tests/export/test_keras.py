@@ -164,7 +164,10 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(one, marks=pytest.mark.slow if one == "windows" else ()) for one in CONFIGURATIONS],
+)
 def test_the_configuration_has_every_setting(name: str, tmp_path: Path):
     variant, settings = CONFIGURATIONS[name]
     source = toy_source(toy_file(tmp_path, variant), variant, **settings)

@@ -109,7 +109,10 @@ print(os.environ["MPLBACKEND"], matplotlib.rcParams["backend"])
 """
 
 
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense", "svg"])
+@pytest.mark.parametrize(
+    "backend",
+    ["nonsense", "svg", pytest.param("module://matplotlib_inline.backend_inline", marks=pytest.mark.slow)],
+)
 def test_no_backend_of_the_environment_is_needed(tmp_path: Path, backend: str) -> None:
     (tmp_path / "log.csv").write_text("epoch,train_loss,eval_top1\n0,2,50\n1,1,60\n")
     done = subprocess.run(
