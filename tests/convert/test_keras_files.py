@@ -69,8 +69,14 @@ def variables(model):
     return {name: variable.numpy() for name, variable in tensors_of(model).items()}
 
 
-@pytest.mark.parametrize("head", [True, False])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "head"),
+    [
+        pytest.param(case, head, marks=() if head is (place % 2 == 0) else pytest.mark.slow)
+        for place, case in enumerate(CASES)
+        for head in (True, False)
+    ],
+)
 def test_keras_loads_ours_and_we_read_what_it_saves(sources, published, tmp_path, case, head):
     model = keras_model(case, num_classes=1000 if head else None)
     ours = convert(sources[case], tmp_path / "ours.weights.h5", head=head)
@@ -173,7 +179,7 @@ def test_models_are_built_from_it(sources, tmp_path, framework):
         ckptkit.create_model("moganet-xt", framework=framework, checkpoint=untold)
 
 
-@pytest.mark.parametrize("case", ["moganet, forced", "moat"])
+@pytest.mark.parametrize("case", [pytest.param("moganet, forced", marks=pytest.mark.slow), "moat"])
 def test_parity_holds_from_it(sources, tmp_path, case):
     pytest.importorskip("torch")
     pytest.importorskip("tensorflow")
