@@ -172,8 +172,8 @@ def convert_checkpoint(
     """
     entry, target = located.entry, options.target
     with (
+        Provenance(located) as provenance,  # hashing a large source takes longest, so it begins first
         located.open(options.weights, unwrap=options.is_by_layout) as reader,
-        Provenance(located) as provenance,
     ):
         decided = plan(reader, options, entry=entry)
         decided = decided.with_metadata({**_what_of(reader, located), **provenance.placeholder})
