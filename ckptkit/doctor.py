@@ -204,6 +204,7 @@ EXTRAS: Mapping[str, str] = {
     "plot": "plot, drawn logs",
     "onnx": "ONNX graphs",
     "hub": "export --push",
+    "orbax": "Orbax checkpoints",
     "zstd": ".tar.zst archives",
     "remote": "s3:// and others",
 }

@@ -18,6 +18,7 @@ from ckptkit.base.errors import FormatError, UsageError, choose_from
 from ckptkit.base.tensors import TensorSpec
 from ckptkit.formats.base import Format, Opening, Reader, Sample, Writer
 
+ORBAX_MARKS = ("_METADATA", "manifest.ocdbt", "_CHECKPOINT_METADATA")
 _TORCH_TAR = {"pickle", "storages", "tensors"}
 
 
@@ -319,6 +320,26 @@ def is_zero(folder: Path) -> bool:
     return any(folder.glob("*mp_rank_*optim_states.pt"))
 
 
+class Orbax(BuiltIn):
+    """Folders of Orbax, JAX's library of checkpoints."""
+
+    name = "orbax"
+    title = "Orbax"
+    endings = ()
+    one_file = False
+    read_only = "Orbax restores a tree into a model of its own, which npz and safetensors can fill"
+    reader_class = "orbax:OrbaxReader"
+
+    def matches(self, sample: Sample) -> bool:
+        """By the files that Orbax adds to the arrays."""
+        return sample.is_folder and is_orbax(sample.path)
+
+
+def is_orbax(folder: Path) -> bool:
+    """Whether a folder is an Orbax checkpoint, or an item of one."""
+    return any((folder / mark).is_file() for mark in ORBAX_MARKS)
+
+
 class Paddle(BuiltIn):
     """Pickles of Paddle."""
 
@@ -401,7 +422,7 @@ class Gguf(BuiltIn):
 
 _ALL = (
     *(Safetensors(), Torch(), Tf(), Keras(), Keras2(), Npz(), Dcp(), DeepSpeed()),
-    *(Tf1(), Paddle(), Flax(), Onnx(), GraphDef(), Gguf()),
+    *(Tf1(), Orbax(), Paddle(), Flax(), Onnx(), GraphDef(), Gguf()),
 )
 BUILT_IN: Mapping[str, Format] = {format.name: format for format in _ALL}
 

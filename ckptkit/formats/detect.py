@@ -16,7 +16,7 @@ from ckptkit.base.files import TEMPORARY, storage_error
 from ckptkit.base.text import counted
 from ckptkit.formats import foreign
 from ckptkit.formats.base import HDF5_MARK, Format, Opening, Reader, Sample, Weights, Writer
-from ckptkit.formats.builtin import BUILT_IN, added, format_of, is_dcp, is_unpacked_torch, is_zero
+from ckptkit.formats.builtin import BUILT_IN, added, format_of, is_dcp, is_orbax, is_unpacked_torch, is_zero
 from ckptkit.formats.far_path import DOWNLOAD, as_path
 from ckptkit.formats.shards import INDEX_ENDINGS, ShardedReader, index_beside, index_of, numbered, shards_of
 
@@ -286,7 +286,7 @@ def _refuse_special(sample: Sample, _how: Opening) -> Reader:
     raise FormatError(sample.path, "neither a file nor a folder")
 
 
-_FOLDERS = ("torch", "dcp", "deepspeed")
+_FOLDERS = ("torch", "dcp", "deepspeed", "orbax")
 """Formats whose checkpoints can be folders."""
 
 _PATHS: tuple[tuple[Callable[[Sample], bool], Callable[[Sample, Opening], Reader]], ...] = (
@@ -428,7 +428,7 @@ def _snapshot(folder: Path, names: list[str]) -> Path | None:
 
 def _is_checkpoint(folder: Path) -> bool:
     """Whether a folder is a checkpoint as a whole."""
-    return is_unpacked_torch(folder) or is_dcp(folder) or is_zero(folder)
+    return is_unpacked_torch(folder) or is_dcp(folder) or is_zero(folder) or is_orbax(folder)
 
 
 def _found(folder: Path, names: list[str], is_checkpoint: IsCheckpoint) -> list[Path]:

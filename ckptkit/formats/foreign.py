@@ -126,10 +126,6 @@ _EXPORTED = (
     'torch.save(torch.export.load({path}).state_dict, {path} + ".pth")'
 )
 _PACKAGE = "load it with torch.package.PackageImporter and save its state_dict with torch.save"
-_ORBAX_RESTORED = (
-    "save it by name: python: import numpy, orbax.checkpoint as o; numpy.savez({npz}, "
-    '**o.utils.to_flat_dict(o.PyTreeCheckpointer().restore({absolute}), sep="/"))'
-)
 
 
 # -- tables --------------------------------------------------------------------------------------------------
@@ -470,15 +466,6 @@ def of_folder(folder: Path, names: Collection[str]) -> Foreign | None:
     found = set(names)
     if any(name.endswith(".distcp") for name in names):
         return of_distcp(folder)
-    if found & {"_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt"}:
-        return Foreign("an Orbax checkpoint (JAX)", filled(_ORBAX_RESTORED, _orbax_item(folder, names)))
     if found & {".zarray", ".zgroup", "zarr.json"}:
         return Foreign("a checkpoint of zarr arrays (T5X)", _by_hand("zarr"))
     return Foreign("a Core ML model", _SOURCE) if found >= {"Manifest.json", "Data"} else None
-
-
-def _orbax_item(folder: Path, names: Collection[str]) -> Path:
-    """The folder of an Orbax checkpoint in which the arrays are: a step of a CheckpointManager has items."""
-    if "_METADATA" in names:
-        return folder
-    return next((folder / name for name in sorted(names) if (folder / name / "_METADATA").is_file()), folder)

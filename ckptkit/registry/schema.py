@@ -64,6 +64,7 @@ BUILT_IN_FORMATS = (
     "dcp",
     "deepspeed",
     "tf1",
+    "orbax",
     "paddle",
     "flax",
     "onnx",

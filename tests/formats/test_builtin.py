@@ -95,6 +95,7 @@ def test_names_words_and_endings_are_each_of_one_format() -> None:
     assert {name for name, format in BUILT_IN.items() if format.read_only} == {
         "deepspeed",
         "tf1",
+        "orbax",
         "paddle",
         "flax",
         "onnx",

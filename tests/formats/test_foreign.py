@@ -318,13 +318,6 @@ def test_archives_that_hold_a_checkpoint(tmp_path: Path) -> None:
 
 FOLDERS: dict[str, tuple[list[str], str, str | None]] = {
     "parts of DCP": (["__0_0.distcp"], "(DCP) without its .metadata", "fetch it again"),
-    "Orbax": (
-        ["_CHECKPOINT_METADATA", "d/x", "manifest.ocdbt"],
-        "is an Orbax checkpoint",
-        "orbax.checkpoint",
-    ),
-    "a step of Orbax": (["_CHECKPOINT_METADATA", "default/_METADATA"], "is an Orbax", "m/default.npz"),
-    "Orbax, one folder down": (["default/_METADATA", "default/d/x"], "holds an Orbax checkpoint", "orbax"),
     "T5X": (["checkpoint", "target.w/.zarray"], "holds a checkpoint of zarr arrays", "zarr"),
     "Core ML": (["Manifest.json", "Data/com.apple.CoreML/model.mlmodel"], "is a Core ML model", None),
 }

@@ -6,7 +6,7 @@ import bz2
 import contextlib
 import functools
 import gzip
-import importlib
+import importlib.util
 import io
 import json
 import lzma
@@ -42,6 +42,7 @@ from tests.fuzz.layers import (
 from tests.fuzz.other_seeds import OTHERS
 from tests.fuzz.tf_seeds import DATA, graphdef_seeds, table_of_blocks, tf1_seeds, tf_items, tf_seeds
 from tests.support import foreign_files, tf_files, torch_files
+from tests.support.orbax_files import orbax_files
 
 
 def _tar_gz() -> Iterator[Seed]:
@@ -377,6 +378,17 @@ def _gguf() -> Iterator[Seed]:
     yield Seed("gguf", "by hand", {"m.gguf": raw}, "m.gguf", layers, "opened, a tensor refused")
 
 
+def _orbax() -> Iterator[Seed]:
+    held = {name: array for name, array in arrays().items() if array.dtype.name != "float8_e4m3b11fnuz"}
+    for ocdbt in (True, False):
+        for driver in ("zarr", "zarr3"):
+            files = orbax_files(held, driver, ocdbt=ocdbt)
+            layers = [*raw_layers(files)]
+            texts = [name for name in files if name.endswith(("_METADATA", ".zarray", "zarr.json"))]
+            layers += [Layer(name, files[name], whole, "json") for name in texts]
+            yield Seed("orbax", f"{driver}, {ocdbt}", files, ".", layers)
+
+
 _MAKERS: Mapping[str, Callable[[], Iterator[Seed]]] = {
     "tf": tf_seeds,
     "tar.gz": _tar_gz,
@@ -393,6 +405,7 @@ _MAKERS: Mapping[str, Callable[[], Iterator[Seed]]] = {
     "onnx": _onnx,
     "gguf": _gguf,
     "tf1": tf1_seeds,
+    **({"orbax": _orbax} if importlib.util.find_spec("tensorstore") else {}),
     "graphdef": graphdef_seeds,
     **DISTRIBUTED,
     **OTHERS,

@@ -28,6 +28,8 @@ MAX_BYTES = 256 << 20
 
 _DOCUMENTED = (FormatError, NotFoundError, UsageError)
 _READ_WHOLE = 4 << 20
+_THREADS = 6 << 30
+"""Addresses that the threads of tensorstore reserve, and do not use; what is used is bounded all the same."""
 
 
 class TooLong(BaseException):
@@ -73,7 +75,7 @@ def readers(format: str) -> tuple[Opener, ...]:
         "keras": KerasH5Reader,
         "tf1": TfV1Reader,
         "graphdef": TfGraphReader,
-        **dict.fromkeys(("flax", "onnx", "gguf", "paddle", "dcp", "deepspeed"), open_reader),
+        **dict.fromkeys(("flax", "orbax", "onnx", "gguf", "paddle", "dcp", "deepspeed"), open_reader),
     }
     family = format.replace(".", "-").partition("-")[0]
     return open_reader, direct[family], lambda path: open_reader(path, weights="auto")
@@ -160,11 +162,11 @@ def _time_limit() -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
 
 
-def limit_memory() -> None:
+def limit_memory(more: int = 0) -> None:
     """Let this process grow by `MAX_BYTES` (and a little for its own sake), not more."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * resource.getpagesize() + MAX_BYTES + (32 << 20)
+    most = pages * resource.getpagesize() + MAX_BYTES + (32 << 20) + more
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
 
 
@@ -264,4 +266,4 @@ def warm_up(formats: Sequence[str], seed: int, folder: Path) -> None:
             outcome = examine(format, dict(good.files), good.opened, folder, 1)
             if outcome.kind != good.kind:
                 raise RuntimeError(f"the seed {format}/{good.name} is not good: {outcome}")
-    limit_memory()
+    limit_memory(_THREADS if "orbax" in formats else 0)
