@@ -90,7 +90,8 @@ def is_v1(sample: Sample) -> bool:
         budget = Budget(file.size, file.fault)
         table = Table(file.path, file.data, budget, max_block_bytes=_MAX_BLOCK_BYTES)
         offset, size = next(((offset, size) for _, offset, size in table.blocks()), (0, 0))
-        if size and not file.data[offset + size]:  # not packed: its first bytes tell, however large it is
+        is_inside = size > 0 and offset + size < file.size
+        if is_inside and not file.data[offset + size]:  # not packed: its first bytes tell, however large
             begin = file.data[offset : offset + 20]
             return begin[:2] == b"\0\0" and begin[read_varint(begin, 2)[1] :][:1] == b"\x0a"
         key, value = next(table.entries(offset, size), (b"?", b""))

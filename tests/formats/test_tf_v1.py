@@ -214,6 +214,12 @@ BAD: dict[str, tuple[bytes, str]] = {
         "in a file of|overlap",
     ),
     "control characters": (listing(listed("a\nb", 1, (1,), WHOLE)), "control characters"),
+    "a block beyond the end": (
+        table_of_blocks(
+            [tf_files.block([(b"", b"\x0ax")])], 0, tf_files.block([(b"z", varint(0) + varint(1 << 40))])
+        ),
+        "bytes between two blocks",
+    ),
     "a snappy bomb": (
         table_of_blocks([varint(1 << 34) + bytes(50)], 1, keys=[b"z"]),
         "a snappy block of 55 bytes claims to hold",

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from tests.fuzz.campaign import DAMAGED, Plan, Tally, again, run, save, scratch_folder
-from tests.fuzz.seeds import FORMATS
+from tests.fuzz.seeds import BY_HAND, FORMATS
 
 VALID = "tests.fuzz.differential"
 
@@ -22,7 +22,7 @@ def main() -> int:
     module = importlib.import_module(VALID if chosen.differential else DAMAGED)
     known = module.FORMATS if chosen.differential else FORMATS
     formats = tuple(chosen.format or known)
-    if unknown := {*formats}.difference(known):
+    if unknown := {*formats}.difference(known, BY_HAND):
         print(f"unknown format {', '.join(unknown)}; choose from {', '.join(known)}", file=sys.stderr)
         return 2
     count = chosen.count if chosen.minutes is None else sys.maxsize

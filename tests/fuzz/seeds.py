@@ -410,7 +410,9 @@ _MAKERS: Mapping[str, Callable[[], Iterator[Seed]]] = {
     **DISTRIBUTED,
     **OTHERS,
 }
-FORMATS = tuple(_MAKERS)
+BY_HAND = ("orbax",)
+"""Formats for a long run alone: tensorstore calls its files by chance, so no two processes have the same."""
+FORMATS = tuple(name for name in _MAKERS if name not in BY_HAND)
 
 
 @functools.cache
