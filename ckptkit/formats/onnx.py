@@ -390,7 +390,8 @@ class OnnxReader(SpanReader):
         _, at, end = held[0]
         count = self._count(dtype, tensor.shape)
         if not count <= end - at <= 10 * count:
-            raise WireError(f"tensor {name[:_SHOWN]!r} of {count} numbers has {end - at} bytes of them")
+            numbers = counted(count, "number")
+            raise WireError(f"tensor {name[:_SHOWN]!r} of {numbers} has {end - at} bytes of them")
         self.add(name, dtype, tensor.shape, None)
         self._numbers[name] = at, end, count
 
@@ -407,7 +408,7 @@ class OnnxReader(SpanReader):
                 self._file.data, start, stop, most=count, width=width, release=self._file.release
             )
             if len(found) < count:
-                raise WireError(f"not the {count} numbers that it should have")
+                raise WireError(f"not the {counted(count, 'number')} that it should have")
         except WireError as error:
             raise self._file.fault(f"tensor {name[:_SHOWN]!r}: {error}", start) from error
         if not spec.dtype.itemsize:

@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from ckptkit.base.budget import LIMITS, Budget
+from ckptkit.base.text import counted
 
 PICKLE_ENDINGS = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib", ".pdparams", ".pdopt")
 """Endings of files that may be pickles though they do not begin as one that a pickler wrote."""
@@ -141,7 +142,7 @@ class _Tracer:
         """Bound what is kept; this is too slow to be asked for each opcode."""
         self.budget.spend()
         if len(self.stack) + len(self.memo) > self._most_values:
-            raise ValueError(f"more than {self._most_values:,} values at a time")
+            raise ValueError(f"more than {counted(self._most_values, 'value')} at a time")
 
     # -- arguments ---------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from tests.support.browser import Browser, browser
 from tests.support.commands import SHA, WHEN, Run, Runner, cache, runner
 from tests.support.pages import HOSTILE, Page, check_page
 from tests.support.registries import published, write
+from tests.support.running import forked
 
 
 @pytest.fixture
@@ -379,8 +380,8 @@ def on_a_terminal(width: int, *arguments: str) -> list[str]:
     """What a terminal of this width gets to see."""
     ours, theirs = pytest.importorskip("pty").openpty()
     environment = {**os.environ, "COLUMNS": str(width), "LINES": "50", "TERM": "xterm", "PYTHONUTF8": "1"}
-    command = [sys.executable, "-m", "ckptkit.cli.app", *arguments]
-    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment)
+    command = [sys.executable, "-m", "ckptkit", *arguments]
+    process = forked(command, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
     seen = b""
     try:
