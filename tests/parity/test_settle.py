@@ -201,11 +201,12 @@ def test_a_port_that_computes_something_else_is_named_by_its_stage(folder: Path)
     assert "no answer makes blocks.0 agree" in found.text
 
 
-def test_a_side_that_dies_proves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_side_that_dies_proves_nothing(folder: Path) -> None:
     """The first answer agrees; the second is never known, so the first is not the only one."""
-    monkeypatch.setattr(any_model, "SideProcess", SideProcess)  # real processes
-    with pytest.raises(ConversionError, match=r"right \(torch\) ended with status 7"):
-        settled(folder, "sum_left", "only_once", ["0"], target="sum_right")
+    with pytest.MonkeyPatch.context() as patch:  # undone before `folder` undoes its own
+        patch.setattr(any_model, "SideProcess", SideProcess)  # real processes
+        with pytest.raises(ConversionError, match=r"right \(torch\) ended with status 7"):
+            settled(folder, "sum_left", "only_once", ["0"], target="sum_right")
 
 
 def test_what_cannot_be_filled(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
