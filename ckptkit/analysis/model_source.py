@@ -181,7 +181,7 @@ def open_source(
 def _rgb_stats(extras: Mapping[str, str]) -> tuple[list[float], list[float]] | None:
     """Mean and standard deviation of each channel, as a file of birder states them beside its tensors."""
     mean, std = (
-        [float(one) for one in re.findall(r"\d+\.\d{1,9}", extras.get(f"rgb_stats.{key}", ""))]
+        [float(one) for one in re.findall(r"\d{1,3}\.\d{1,9}", extras.get(f"rgb_stats.{key}", ""))]
         for key in ("mean", "std")
     )
     return (mean, std) if len(mean) == len(std) == 3 else None

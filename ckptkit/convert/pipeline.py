@@ -246,7 +246,7 @@ def _convert_in_turn(
 
 def _openable(path: Path) -> Iterator[Path]:
     """What a checkpoint in shards, or in one, is opened by."""
-    indexes = (path.with_name(name) for name in index_names(path.name))
+    indexes = (path.parent / name for name in index_names(path.name))
     yield from (there for there in (path, *indexes) if there.exists())
 
 
@@ -321,7 +321,7 @@ def _identifying_file(path: Path) -> tuple[str, Path | None]:
     """Key in the metadata, and the file whose sha256 identifies the source; a folder has none."""
     if path.is_file() and path.suffix != ".index" and not path.name.endswith(INDEX_ENDINGS):
         return "source_sha256", path
-    for index in (path, path.with_name(path.name + ".index")):
+    for index in (path, path.parent / (path.name + ".index")):  # "." and "/" have no name to replace
         if index.suffix == ".index" and index.is_file():
             return "source_index_sha256", index
     return "", None
@@ -432,7 +432,7 @@ def stem_of(path: Path) -> str:
 
 def standing(path: Path) -> Path:
     """What is at a path if anything is: the file, or the index of a TensorFlow prefix."""
-    return path if path.exists() else path.with_name(path.name + ".index")
+    return path if path.exists() else path.parent / (path.name + ".index")
 
 
 def _is_same(path: Path, plan: Plan) -> bool:

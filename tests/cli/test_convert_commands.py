@@ -506,6 +506,15 @@ def test_the_ending_of_the_output_decides_the_format(ckptkit, foreign, output, o
         assert reader.read("net/conv/bias").tolist() == FOREIGN["net/conv/bias"].tolist()
 
 
+@pytest.mark.parametrize("source", [".", "./", ".."])
+def test_the_source_is_where_one_is(ckptkit, tmp_path, monkeypatch, source):
+    np.savez("net.npz", **FOREIGN)
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below" if source == ".." else tmp_path)
+    done = ckptkit("convert", source, *AS_IS, "-o", "a.safetensors")
+    assert (done.code, done.out) == (0, "a.safetensors\n"), done.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [

@@ -341,7 +341,7 @@ def test_a_rank_that_cannot_be(
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (("m.safetensors"), "needs a result in shards; give --max-shard-size too"),
+        (("m.safetensors",), "needs a result in shards; give --max-shard-size too"),
         (("m.npz", "--max-shard-size", "5MB"), "does not apply to npz"),
         (("-", "--to", "safetensors", "--max-shard-size", "5MB"), "that all processes share"),
         (("s3://b/m.safetensors", "--max-shard-size", "5MB"), "that all processes share"),
