@@ -55,11 +55,15 @@ def fetch(ckptkit, file, id):
         ckptkit("fetch", id, "--mirror", mirror)
 
 
-def ids(cases):
-    return [f"{file}-{weights}" for file, _, weights in cases]
+def quick(cases, *places):
+    """All cases; those at other places are slow, for what they have in common with these."""
+    return [
+        pytest.param(case, id=f"{case[0]}-{case[2]}", marks=() if place in places else pytest.mark.slow)
+        for place, case in enumerate(cases)
+    ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=ids(CASES))
+@pytest.mark.parametrize("case", quick(CASES, 1, 2))
 def test_fetch_verify_convert_parity(tmp_path, shared_folder, ckptkit, case):
     file, id, weights = case
     fetch(ckptkit, shared_folder / "checkpoints" / file, id)
@@ -81,7 +85,7 @@ def test_fetch_verify_convert_parity(tmp_path, shared_folder, ckptkit, case):
             assert reader.metadata.get("weights", "auto") == weights
 
 
-@pytest.mark.parametrize("case", MOGANET_CASES, ids=ids(MOGANET_CASES))
+@pytest.mark.parametrize("case", quick(MOGANET_CASES, 1, 2, 5))
 def test_moganet_fetch_verify_convert_parity(tmp_path, shared_folder, ckptkit, case):
     file, id, weights = case
     fetch(ckptkit, shared_folder / "checkpoints" / file, id)

@@ -32,7 +32,7 @@ REGISTRY = load_registry()
 READS_NO_WEIGHTS = ("list", "show", "profile", "plot", "registry", "logs", "cache", "doctor")
 SLOW = re.compile(
     r"--to (onnx|saved-model)|(--with|--framework) onnxruntime|^ckptkit doctor|^ckptkit demo|s3://bucket/$"
-    r"|--synthetic --to keras|^ckptkit parity moganet-xt-224 --converted"
+    r"|--to keras -o moat.keras|--synthetic --to keras|^ckptkit parity moganet-xt-224 --converted"
     r"|--compare methods|--stage 4|--framework tf --json$"
 )
 """Exporting a graph takes half a minute, importing both frameworks to ask them for GPUs ten seconds; of the

@@ -183,6 +183,7 @@ def action(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
         yield Runner(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_action_proves_conversions_and_fails_on_a_wrong_one(action: Runner, tmp_path: Path) -> None:
     ids, files = ["tiny-moat0-256-noposemb", "moganet-xt-224"], ["a b.safetensors", "moga.safetensors"]
     for id, file in zip(ids, files, strict=True):

@@ -41,7 +41,7 @@ def mirrors(tmp_path_factory):
         yield rules
 
 
-@pytest.mark.parametrize("id", SESSIONS)
+@pytest.mark.parametrize("id", ["tiny-moat0-256", pytest.param("moganet-xt-224", marks=pytest.mark.slow)])
 def test_a_new_users_session(id, mirrors, tmp_path, monkeypatch, capsys):
     for package in ("torch", "tensorflow", "PIL", "captum"):
         pytest.importorskip(package)

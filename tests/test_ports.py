@@ -24,6 +24,7 @@ COMMANDS = {
     name: [line.removeprefix("$ ") for line in block.splitlines()]
     for name, _, block in _SECTION.findall((PORTS / "README.md").read_text(encoding="utf-8"))
 }
+LONG = {"mobilenet_v2", "unet"}
 LEAST_EXACT = 5e-5
 """The relative difference that a case allows where it says nothing else."""
 
@@ -51,7 +52,7 @@ def test_the_tutorial_is_one_of_them() -> None:
 @pytest.mark.usefixtures("factories_preloaded")
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow if name == "mobilenet_v2" else ()) for name in COMMANDS],
+    [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in COMMANDS],
 )
 def test_a_port_is_drafted_converted_and_proven(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -87,8 +87,19 @@ def test_moganet_is_counted_as_mmcv_does_to_the_printed_digits(variant, resoluti
     assert products is None or rounded(multiplied, products) == products
 
 
-@pytest.mark.parametrize("pos_emb", [True, False], ids=["with tables", "without"])
-@pytest.mark.parametrize("variant", MOAT)
+@pytest.mark.parametrize(
+    ("variant", "pos_emb"),
+    [
+        pytest.param(
+            variant,
+            pos_emb,
+            id=f"{variant}-{'with tables' if pos_emb else 'without'}",
+            marks=() if pos_emb is (place % 2 == 0) else pytest.mark.slow,
+        )
+        for place, variant in enumerate(MOAT)
+        for pos_emb in (True, False)
+    ],
+)
 def test_moat_is_counted_as_the_whole_published_graph(variant, pos_emb):
     with_tables, without, products = MOAT[variant]
     published = with_tables if pos_emb else without

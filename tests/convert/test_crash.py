@@ -207,7 +207,7 @@ os.replace, os.rename, os.unlink = step(os.replace), step(os.rename), step(os.un
             name,
             force,
             id=f"{name}-{'over an older one' if force else 'fresh'}",
-            marks=[] if force and name in SEVERAL_FILES else pytest.mark.slow,
+            marks=[] if force and name in {"sharded", "tf"} else pytest.mark.slow,
         )
         for name in TARGETS
         for force in (False, True)

@@ -106,7 +106,17 @@ def assert_holds(path: Path, held: dict[str, Any]) -> None:
         assert reader.metadata["a key"] == "ä value"
 
 
-@pytest.mark.parametrize(("one", "other"), list(itertools.product(FORMATS, FORMATS)))
+def pairs() -> list[Any]:
+    """Each format to itself, to the next one and from the one before; the other pairs are slow."""
+    places = {format: place for place, format in enumerate(FORMATS)}
+    return [
+        pytest.param(one, other, marks=() if step in (0, 1) else pytest.mark.slow)
+        for one, other in itertools.product(FORMATS, FORMATS)
+        for step in [(places[other] - places[one]) % len(FORMATS)]
+    ]
+
+
+@pytest.mark.parametrize(("one", "other"), pairs())
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_every_pair_of_formats(one: str, other: str, data: st.DataObject) -> None:

@@ -90,7 +90,7 @@ def test_it_gives_the_published_logits(bundle, home):
     ("variant", "options"),
     [
         (MOAT, {"num_classes": None}),
-        (MOGANET, {"features_only": True, "resolution": (61, 75)}),
+        pytest.param(MOGANET, {"features_only": True, "resolution": (61, 75)}, marks=pytest.mark.slow),
         pytest.param(MOGANET, {"resolution": (61, 75)}, marks=pytest.mark.slow),
         pytest.param(MOGANET, {"features_only": True}, marks=pytest.mark.slow),
     ],

@@ -159,6 +159,7 @@ def moganet(folder: Path) -> Located:
     return Located(folder / f"{MOGANET}.ckpt")
 
 
+@pytest.mark.slow
 def test_a_fresh_graph_agrees_stage_by_stage(folder: Path, monkeypatch: pytest.MonkeyPatch):
     notes: list[str] = []
     fill, filled = ModelFile.filled_torch, []

@@ -32,7 +32,13 @@ def test_every_tensor_is_proven_and_right(name: str, back: bool) -> None:
     assert found.right == {"proven": found.tensors - single}
 
 
-@pytest.mark.parametrize("row", FAMILIES, ids=lambda row: "-".join(row[1:]))
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, id="-".join(row[1:]), marks=() if "torch" in row[2:] else pytest.mark.slow)
+        for row in FAMILIES
+    ],
+)
 def test_every_tensor_of_the_families_is_proven_and_the_counters_follow_their_norms(
     row: tuple[str, ...],
 ) -> None:
