@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from pathlib import Path
@@ -349,10 +350,11 @@ class TestWhatItMayCost:
 
     def refused(self, tmp_path, rules, *names, kind=UsageError):
         source = write(tmp_path / "m.safetensors", "safetensors", dict.fromkeys(["w", *names], random(1)))
-        started = time.process_time()
+        gc.collect()  # what other tests left is not counted, nor are threads of the frameworks
+        started = time.thread_time()
         with open_reader(source) as reader, pytest.raises(kind) as caught:
             plan(reader, Options("npz", rules=rules_of(tmp_path, rules)))
-        assert time.process_time() - started < 2
+        assert time.thread_time() - started < 2
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 1500
         return str(caught.value)
 
